@@ -1,0 +1,1 @@
+"""Data: real media, shards of clips, and procedural worlds."""

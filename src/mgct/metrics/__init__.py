@@ -1,0 +1,1 @@
+"""Measuring: distances between feature sets, encoders, protocols."""

@@ -1,0 +1,95 @@
+"""The two types everything speaks in: a pair of video and audio, and the physical facts of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class AVSample(BaseOutput):
+    """A batch of clips, or anything that has one value for the video and one for the audio.
+
+    For clips: ``video`` is (B, F, C, H, W) and ``audio`` is (B, C, L). As the model sees them both are floats in
+    [-1, 1]; as they are stored, ``video`` is uint8 in [0, 255] and ``audio`` int16 (see `quantise`, `dequantise`).
+
+    It subclasses diffusers' `BaseOutput`, so that accelerate converts a model's outputs under mixed precision.
+    """
+
+    video: Any
+    audio: Any
+
+    def map(self, function: Callable[..., Any], *others: AVSample) -> AVSample:
+        """Apply ``function`` to the video values of self and ``others``, and likewise to the audio values."""
+        return AVSample(
+            video=function(self.video, *(other.video for other in others)),
+            audio=function(self.audio, *(other.audio for other in others)),
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> AVSample:
+        """Both tensors moved or converted, as `torch.Tensor.to` does."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Physical facts of a clip; every length is derived from them.
+
+    Args:
+        frames: number of video frames.
+        fps: video frames per second.
+        size: height and width of a frame in pixels.
+        sample_rate_hz: audio samples per second (mono).
+
+    Raises:
+        ValueError: a fact is not positive, or the clip would hold less than one audio sample.
+    """
+
+    frames: int = 16
+    fps: float = 10.0
+    size: int = 64
+    sample_rate_hz: int = 16000
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "fps", "size", "sample_rate_hz"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"ClipSpec.{name} must be positive, got {getattr(self, name)!r}")
+        if self.audio_samples < 1:
+            raise ValueError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the clip in seconds."""
+        return self.frames / self.fps
+
+    @property
+    def audio_samples(self) -> int:
+        """Audio samples of the clip: its duration times the sample rate, to the nearest sample."""
+        return round(self.seconds * self.sample_rate_hz)
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(F, C, H, W) of one clip."""
+        return (self.frames, 3, self.size, self.size)
+
+    @property
+    def audio_shape(self) -> tuple[int, int]:
+        """(C, L) of one clip."""
+        return (1, self.audio_samples)
+
+
+def dequantise(clips: AVSample) -> AVSample:
+    """Stored clips (uint8 video, int16 audio) as the float32 in [-1, 1] that the model sees."""
+    return AVSample(video=clips.video.float() / 127.5 - 1, audio=clips.audio.float() / 32768)
+
+
+def quantise(clips: AVSample) -> AVSample:
+    """Model clips (floats, clipped to [-1, 1]) as stored: uint8 video, int16 audio. Inverse of `dequantise`."""
+    return AVSample(
+        video=((clips.video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8),
+        audio=(clips.audio.clamp(-1, 1) * 32768).round().clamp(-32768, 32767).to(torch.int16),
+    )
