@@ -1,5 +1,5 @@
 """The one exception that means: the input is wrong, not the program."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input; its message is one line: what is wrong and what to do. The command line prints it and exits with 2."""

@@ -1,0 +1,311 @@
+"""Layers of the coupled U-Net.
+
+Inside the network the channels come last, so that every token is a contiguous row: video (B, F, H, W, C), audio
+(B, L, C). Pointwise layers are then `nn.Linear`, attention needs no transposition, and the convolutions see PyTorch's
+channels-last memory format. The two modalities run through the same classes: they differ in the convolution and in the
+resampling that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def zero_init(layer: nn.Linear | nn.Conv1d | nn.Conv3d) -> nn.Module:
+    """The same layer with weights and bias set to zero: a residual branch that starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Sinusoidal features (B, dim) of real timesteps (B,): cosines, then sines, of frequencies 10000^(-i / (dim/2)).
+
+    The frequencies are float32 values, as in the reference; the angles are computed in ``dtype``.
+    """
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    frequencies = torch.exp(-math.log(10000.0) * steps / half)
+    angles = timestep[:, None].to(dtype) * frequencies.to(dtype)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of (N, …, C): the statistics of each group of channels are over all positions of a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, …, C) → the same shape and dtype."""
+        rows, channels = x.shape[0], x.shape[-1]
+        image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
+        normed = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
+        return normed.permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class VideoConv(nn.Module):
+    """A 3×3 convolution over each frame, then a convolution of width 3 over the frames; nothing in between."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.temporal = nn.Conv1d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, H, W, C_in) → (B, F, H, W, C_out)."""
+        batch, frames, height, width, _ = x.shape
+        h = self.spatial(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        h = h.reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
+        h = F.conv2d(h, self.temporal.weight[..., None], self.temporal.bias, padding=(1, 0)).permute(0, 2, 3, 1)
+        return h.reshape(batch, frames, height, width, -1)
+
+
+class AudioConv(nn.Module):
+    """A dilated convolution of width 3 that keeps the length."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C_in) → (B, L, C_out)."""
+        row = x[:, None].permute(0, 3, 1, 2)
+        weight, dilation = self.conv.weight[:, :, None], (1, self.dilation)
+        return F.conv2d(row, weight, self.conv.bias, padding=(0, self.dilation), dilation=dilation)[:, :, 0].mT
+
+
+class VideoHead(nn.Module):
+    """A full 3×3×3 convolution to the output channels, zero at first."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = zero_init(nn.Conv3d(in_channels, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, H, W, C_in) → (B, F, C_out, H, W)."""
+        return self.conv(x.permute(0, 4, 1, 2, 3)).transpose(1, 2)
+
+
+class AudioHead(nn.Module):
+    """A convolution of width 3 to the output channels, zero at first."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = zero_init(nn.Conv1d(in_channels, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C_in) → (B, C_out, L)."""
+        return self.conv(x.mT)
+
+
+def video_down(x: Tensor) -> Tensor:
+    """(B, F, H, W, C) → (B, F, H/2, W/2, C): the mean of each 2×2 square."""
+    frames = x.flatten(0, 1).permute(0, 3, 1, 2)
+    return F.avg_pool2d(frames, 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+def video_up(x: Tensor) -> Tensor:
+    """(B, F, H, W, C) → (B, F, 2H, 2W, C): each pixel repeated."""
+    batch, frames, height, width, channels = x.shape
+    wide = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2, -1)
+    return wide.reshape(batch, frames, 2 * height, 2 * width, channels)
+
+
+def audio_down(x: Tensor) -> Tensor:
+    """(B, L, C) → (B, L/4, C): the mean of each four samples."""
+    return x.unflatten(1, (-1, 4)).mean(2)
+
+
+def audio_up(x: Tensor) -> Tensor:
+    """(B, L, C) → (B, 4L, C): each sample repeated."""
+    return x.repeat_interleave(4, dim=1)
+
+
+def identity(x: Tensor) -> Tensor:
+    """X itself: the resampling of a block that keeps its resolution."""
+    return x
+
+
+class ResidualPath(nn.Module):
+    """One modality's way through a residual block: norm, SiLU, convolution, resampling; norm, FiLM, SiLU, pointwise."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        conv: nn.Module,
+        resample: Callable[[Tensor], Tensor],
+        dropout: float,
+        num_groups: int,
+    ) -> None:
+        super().__init__()
+        self.norm_in = GroupNorm(num_groups, in_channels)
+        self.conv = conv
+        self.resample = resample
+        self.norm_out = GroupNorm(num_groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.project = zero_init(nn.Linear(out_channels, out_channels))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Linear(in_channels, out_channels)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
+        h = self.resample(self.conv(F.silu(self.norm_in(x))))
+        scale, shift = film.view(film.shape[0], *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
+        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        return self.skip(self.resample(x)) + self.project(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the tokens of each row, (N, T, C)."""
+
+    def __init__(self, channels: int, num_heads: int, num_groups: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(num_groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, C) → (N, T, C)."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.project(h.transpose(1, 2).flatten(2))
+
+
+class ResBlock(nn.Module):
+    """Residual block of both modalities under one time embedding, with self-attention after the sum where asked for.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        embed_channels: width of the time embedding.
+        audio_dilation: of the audio convolution.
+        video_resample: `video_down`, `video_up` or `identity`, applied after the convolution and to the skip.
+        audio_resample: `audio_down`, `audio_up` or `identity`.
+        video_attention: attention over space, then over time.
+        audio_attention: attention over the audio tokens.
+        num_heads: of the self-attention.
+        dropout: probability, before the last pointwise layer.
+        num_groups: of the group norms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embed_channels: int,
+        *,
+        audio_dilation: int,
+        video_resample: Callable[[Tensor], Tensor] = identity,
+        audio_resample: Callable[[Tensor], Tensor] = identity,
+        video_attention: bool = False,
+        audio_attention: bool = False,
+        num_heads: int,
+        dropout: float,
+        num_groups: int,
+    ) -> None:
+        super().__init__()
+        self.film = nn.Linear(embed_channels, 2 * out_channels)
+        video_conv = VideoConv(in_channels, out_channels)
+        audio_conv = AudioConv(in_channels, out_channels, audio_dilation)
+        self.video = ResidualPath(in_channels, out_channels, video_conv, video_resample, dropout, num_groups)
+        self.audio = ResidualPath(in_channels, out_channels, audio_conv, audio_resample, dropout, num_groups)
+        self.spatial_attention = SelfAttention(out_channels, num_heads, num_groups) if video_attention else None
+        self.temporal_attention = SelfAttention(out_channels, num_heads, num_groups) if video_attention else None
+        self.audio_attention = SelfAttention(out_channels, num_heads, num_groups) if audio_attention else None
+
+    def forward(self, video: Tensor, audio: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Video (B, F, H, W, C), audio (B, L, C), SiLU of the time embedding (B, E) → both, resampled."""
+        film = self.film(embedding).to(video.dtype)
+        video, audio = self.video(video, film), self.audio(audio, film)
+        if self.spatial_attention is not None and self.temporal_attention is not None:
+            batch, frames, height, width, _ = video.shape
+            pixels = self.spatial_attention(video.reshape(batch * frames, height * width, -1))
+            tracks = pixels.unflatten(0, (batch, frames)).transpose(1, 2).flatten(0, 1)
+            tracks = self.temporal_attention(tracks).unflatten(0, (batch, height * width))
+            video = tracks.transpose(1, 2).reshape(batch, frames, height, width, -1)
+        if self.audio_attention is not None:
+            audio = self.audio_attention(audio)
+        return video, audio
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, window: int, shift: int | Tensor) -> Tensor:
+    """Random-shift multi-modal attention: one modality's tokens to the other's, all frames in one call.
+
+    Both token sequences are cut into ``num_frames`` chunks; queries of chunk i see the keys of chunks
+    i+shift … i+shift+window-1, wrapping around the end. Queries left over by an uneven length go with the last chunk;
+    left-over keys are seen only by windows that wrap.
+
+    Args:
+        q: (B, L_q, H, D) queries, L_q ≥ num_frames.
+        k: (B, L_k, H, D) keys, L_k ≥ num_frames.
+        v: (B, L_k, H, D) values.
+        num_frames: number of chunks.
+        window: chunks that a query sees; as many as num_frames at most.
+        shift: offset of the window in chunks, an int or a scalar integer tensor.
+
+    Returns:
+        (B, L_q, H, D).
+    """
+    batch, q_length, k_length = q.shape[0], q.shape[1], k.shape[1]
+    q_chunk, k_chunk = q_length // num_frames, k_length // num_frames
+    if window == num_frames and k_length == num_frames * k_chunk:  # every window is everything
+        return _attention(q, k, v)
+    chunks = torch.arange(num_frames, device=q.device)[:, None] + shift
+    seen = (chunks * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
+    k, v = k[:, seen], v[:, seen]  # (B, F, window * k_chunk, H, D)
+    whole = q[:, : num_frames * q_chunk].unflatten(1, (num_frames, q_chunk))
+    out = _attention(whole.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).reshape(batch, -1, *q.shape[2:])
+    if q_length > num_frames * q_chunk:
+        out = torch.cat([out, _attention(q[:, num_frames * q_chunk :], k[:, -1], v[:, -1])], dim=1)
+    return out
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of (N, T, H, D) tensors."""
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
+class CrossAttention(nn.Module):
+    """Residual attention between the modalities: each asks the other, in windows of frames around its own time.
+
+    Args:
+        channels: C of both modalities.
+        num_heads: heads.
+        window: frames that a query sees; None: all of them.
+        shifted: whether the window is moved by the forward call's shift.
+        num_groups: of the group norms.
+    """
+
+    def __init__(self, channels: int, num_heads: int, window: int | None, shifted: bool, num_groups: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.shifted = shifted
+        self.video_norm = GroupNorm(num_groups, channels)
+        self.audio_norm = GroupNorm(num_groups, channels)
+        self.video_qkv = nn.Linear(channels, 3 * channels)
+        self.audio_qkv = nn.Linear(channels, 3 * channels)
+        self.video_project = zero_init(nn.Linear(channels, channels))
+        self.audio_project = zero_init(nn.Linear(channels, channels))
+
+    def max_shift(self, num_frames: int) -> int:
+        """The largest shift whose window does not wrap for the first frame."""
+        return max(num_frames - self.window, 0) if self.window else 0
+
+    def forward(self, video: Tensor, audio: Tensor, shift: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Video (B, F, H, W, C) and audio (B, L, C) → the same shapes."""
+        num_frames = video.shape[1]
+        window = min(self.window or num_frames, num_frames)
+        tokens = video.flatten(1, 3)
+        vq, vk, vv = self.video_qkv(self.video_norm(tokens)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        aq, ak, av = self.audio_qkv(self.audio_norm(audio)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        to_video = windowed_attention(vq, ak, av, num_frames=num_frames, window=window, shift=shift)
+        to_audio = windowed_attention(aq, vk, vv, num_frames=num_frames, window=window, shift=shift)
+        video = video + self.video_project(to_video.flatten(2)).view(video.shape)
+        return video, audio + self.audio_project(to_audio.flatten(2))

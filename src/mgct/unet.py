@@ -1,0 +1,296 @@
+"""The coupled U-Net: one network, two streams, one time embedding, joined by random-shift multi-modal attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mgct import blocks
+from mgct.errors import UserError
+from mgct.types import AVSample
+
+
+class UNetBlock(nn.Module):
+    """One entry of the encoder or decoder: a residual block, then maybe cross-attention, then maybe an up block."""
+
+    def __init__(
+        self, res: blocks.ResBlock, cross: blocks.CrossAttention | None = None, up: blocks.ResBlock | None = None
+    ) -> None:
+        super().__init__()
+        self.res = res
+        self.cross = cross
+        self.up = up
+
+    def forward(
+        self, video: Tensor, audio: Tensor, embedding: Tensor, shift: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Video (B, F, H, W, C), audio (B, L, C) → both, one block further."""
+        video, audio = self.res(video, audio, embedding)
+        if self.cross is not None:
+            video, audio = self.cross(video, audio, shift)
+        if self.up is not None:
+            video, audio = self.up(video, audio, embedding)
+        return video, audio
+
+
+class MultimodalUNet(ModelMixin, ConfigMixin):
+    """The coupled U-Net of MM-Diffusion, ε_θ(v_t, a_t, t) → (ε̂_v, ε̂_a).
+
+    The defaults are the paper's network (133,675,524 parameters). Any number of frames is taken; height and width must
+    be multiples of 2^(levels-1), the audio length of 4^(levels-1), and at the coarsest level at which the modalities
+    meet the audio must be at least as long as the video has frames.
+
+    Args:
+        model_channels: width of the first level.
+        channel_mult: width of each level in units of ``model_channels``.
+        num_res_blocks: residual blocks per level.
+        cross_attention_resolutions: downsampling factors of the video at which the modalities attend to each other.
+        cross_attention_windows: frames that a query sees, one per cross-attention resolution.
+        cross_attention_shift: whether these windows are moved by the forward call's ``window_shift``.
+        middle_cross_attention: cross-attention over all frames in the middle.
+        video_attention_resolutions: downsampling factors at which frames have spatial and temporal self-attention.
+        audio_attention_resolutions: the same for the audio's self-attention; the middle always has all three.
+        num_heads: heads of every self-attention.
+        num_head_channels: width of a head of every cross-attention.
+        dropout: probability.
+        norm_num_groups: groups of every group norm.
+        video_channels: channels of the video.
+        audio_channels: channels of the audio.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("UNetBlock",)
+
+    @register_to_config
+    def __init__(
+        self,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        num_res_blocks: int = 2,
+        cross_attention_resolutions: Sequence[int] = (2, 4, 8),
+        cross_attention_windows: Sequence[int] = (1, 4, 8),
+        cross_attention_shift: bool = True,
+        middle_cross_attention: bool = True,
+        video_attention_resolutions: Sequence[int] = (2, 4, 8),
+        audio_attention_resolutions: Sequence[int] = (),
+        num_heads: int = 4,
+        num_head_channels: int = 64,
+        dropout: float = 0.1,
+        norm_num_groups: int = 32,
+        video_channels: int = 3,
+        audio_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        if len(cross_attention_resolutions) != len(cross_attention_windows):
+            raise UserError(
+                f"cross_attention_windows needs one window per cross-attention resolution: "
+                f"{len(cross_attention_resolutions)} resolutions, {len(cross_attention_windows)} windows"
+            )
+        widths = [model_channels * mult for mult in channel_mult]
+        if bad := [width for width in widths if width % norm_num_groups]:
+            raise UserError(f"level widths {bad} are not multiples of norm_num_groups={norm_num_groups}")
+        window_at = dict(zip(cross_attention_resolutions, cross_attention_windows, strict=True))
+        common: dict[str, Any] = {"num_heads": num_heads, "dropout": dropout, "num_groups": norm_num_groups}
+
+        def res_block(in_channels: int, out_channels: int, index: int, factor: int = 0, **options: Any) -> Any:
+            """A residual block; ``index`` sets the dilation, ``factor`` (0: none) the attention at that resolution."""
+            options.setdefault("video_attention", factor in video_attention_resolutions)
+            options.setdefault("audio_attention", factor in audio_attention_resolutions)
+            dilation = 2 ** (index % 10)
+            return blocks.ResBlock(
+                in_channels, out_channels, model_channels, audio_dilation=dilation, **options, **common
+            )
+
+        def cross_attention(channels: int, window: int | None, shifted: bool) -> blocks.CrossAttention:
+            heads = max(channels // num_head_channels, 1)
+            return blocks.CrossAttention(channels, heads, window, shifted, norm_num_groups)
+
+        def cross_at(factor: int, channels: int) -> blocks.CrossAttention | None:
+            if factor not in window_at:
+                return None
+            return cross_attention(channels, window_at[factor], cross_attention_shift)
+
+        down = {"video_resample": blocks.video_down, "audio_resample": blocks.audio_down}
+        up = {"video_resample": blocks.video_up, "audio_resample": blocks.audio_up}
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, model_channels), nn.SiLU(), nn.Linear(model_channels, model_channels)
+        )
+        self.video_stem = blocks.VideoConv(video_channels, widths[0])
+        self.audio_stem = blocks.AudioConv(audio_channels, widths[0])
+
+        self.encoder = nn.ModuleList()
+        channels = widths[0]
+        skips = [channels]
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                res = res_block(channels, width, len(skips), 2**level)
+                self.encoder.append(UNetBlock(res, cross_at(2**level, width)))
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                self.encoder.append(UNetBlock(res_block(channels, channels, len(skips), **down)))
+                skips.append(channels)
+
+        last = len(skips)
+        both = {"video_attention": True, "audio_attention": True}
+        middle_cross = cross_attention(channels, None, False) if middle_cross_attention else None
+        self.middle = nn.ModuleList(
+            [
+                UNetBlock(res_block(channels, channels, last, **both), middle_cross),
+                UNetBlock(res_block(channels, channels, last, **both)),
+            ]
+        )
+
+        self.decoder = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for position in range(num_res_blocks + 1):
+                index = len(skips) - 1
+                res = res_block(channels + skips.pop(), width, index, 2**level)
+                rises = level > 0 and position == num_res_blocks
+                grow = res_block(width, width, index - 1, **up) if rises else None
+                self.decoder.append(UNetBlock(res, cross_at(2**level, width), grow))
+                channels = width
+
+        self.video_norm = blocks.GroupNorm(norm_num_groups, channels)
+        self.audio_norm = blocks.GroupNorm(norm_num_groups, channels)
+        self.video_head = blocks.VideoHead(channels, video_channels)
+        self.audio_head = blocks.AudioHead(channels, audio_channels)
+        self.gradient_checkpointing = False
+
+    @property
+    def num_shifted_blocks(self) -> int:
+        """How many cross-attention blocks have a shifted window."""
+        return sum(block.cross is not None and block.cross.shifted for block in self._blocks())
+
+    def max_window_shifts(self, num_frames: int) -> tuple[int, ...]:
+        """The largest window shift of each shifted block, in forward order, for clips of ``num_frames`` frames."""
+        return tuple(
+            block.cross.max_shift(num_frames)
+            for block in self._blocks()
+            if block.cross is not None and block.cross.shifted
+        )
+
+    def draw_window_shifts(self, num_frames: int, generator: torch.Generator | None = None) -> list[int]:
+        """One random shift per shifted block, uniform from 0 to its largest, from a CPU generator."""
+        uniform = torch.rand(self.num_shifted_blocks, generator=generator, dtype=torch.float64).tolist()
+        return [int(u * (most + 1)) for u, most in zip(uniform, self.max_window_shifts(num_frames), strict=True)]
+
+    def forward(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        window_shift: int | Sequence[int] | Tensor | None = None,
+    ) -> AVSample:
+        """Predict the noise of both modalities.
+
+        Args:
+            video: (B, F, C, H, W) noisy video.
+            audio: (B, C, L) noisy audio.
+            timestep: (B,) or scalar, integer or real, in [0, T-1].
+            window_shift: offset in frames of the shifted cross-attention windows: an int for all, or one per shifted
+                block (a sequence, or an integer tensor, which a compiled graph takes without being rebuilt). None:
+                drawn from torch's CPU generator in training mode, 0 in evaluation mode. The same shift gives the same
+                function, in a checkpointed recomputation too.
+
+        Returns:
+            `AVSample` of predictions in the inputs' shapes.
+
+        Raises:
+            UserError: a size that the strides do not allow; it names the nearest that they do.
+        """
+        self._check_sizes(video, audio)
+        shifts = iter(self._as_shifts(window_shift, video.shape[1]))
+        embedding = self._embed(timestep.expand(video.shape[0]), video.device)
+
+        def run(block: UNetBlock, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+            shift = next(shifts) if block.cross is not None and block.cross.shifted else 0
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                return self._gradient_checkpointing_func(block, video, audio, embedding, shift)
+            return block(video, audio, embedding, shift)
+
+        video, audio = self.video_stem(video.permute(0, 1, 3, 4, 2)), self.audio_stem(audio.mT)
+        skips = [(video, audio)]
+        for block in self.encoder:
+            video, audio = run(block, video, audio)
+            skips.append((video, audio))
+        for block in self.middle:
+            video, audio = run(block, video, audio)
+        for block in self.decoder:
+            video_skip, audio_skip = skips.pop()
+            video, audio = run(block, torch.cat([video, video_skip], -1), torch.cat([audio, audio_skip], -1))
+        return AVSample(
+            video=self.video_head(F.silu(self.video_norm(video))),
+            audio=self.audio_head(F.silu(self.audio_norm(audio))),
+        )
+
+    @classmethod
+    def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> MultimodalUNet:
+        """A network with the weights of an MM-Diffusion checkpoint.
+
+        Args:
+            source: a ``.pt`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a state_dict.
+            config: settings that differ from the paper's.
+
+        Raises:
+            UserError: keys are missing, unexpected or of another shape; each is named.
+        """
+        from mgct.convert import load_mm_diffusion
+
+        config.setdefault("middle_cross_attention", list(config.get("cross_attention_windows", (1, 4, 8))) == [1, 4, 8])
+        return load_mm_diffusion(cls(**config), source)
+
+    def _blocks(self) -> list[UNetBlock]:
+        """Encoder, middle and decoder in forward order."""
+        return [*self.encoder, *self.middle, *self.decoder]  # type: ignore[list-item]
+
+    def _embed(self, timestep: Tensor, device: torch.device) -> Tensor:
+        """SiLU of the time embedding (B, E), computed in float32 or better whatever the autocast."""
+        weight = next(self.time_embed.parameters())
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(device.type, enabled=False):
+            features = blocks.timestep_embedding(timestep.to(device), self.config["model_channels"], precise)
+            return F.silu(self.time_embed(features.to(weight.dtype)))
+
+    def _as_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
+        """The shift of each shifted block, as a list or a one-dimensional tensor."""
+        count = self.num_shifted_blocks
+        if window_shift is None:
+            return self.draw_window_shifts(num_frames) if self.training else [0] * count
+        if isinstance(window_shift, int):
+            return [window_shift] * count
+        if len(window_shift) != count:
+            raise UserError(f"window_shift needs one value per shifted block: {count}, got {len(window_shift)}")
+        return window_shift
+
+    def _check_sizes(self, video: Tensor, audio: Tensor) -> None:
+        """Refuse sizes that the strides do not allow, naming the nearest valid ones."""
+        depth = len(self.config["channel_mult"]) - 1
+        if video.dim() != 5 or video.shape[2] != self.config["video_channels"]:
+            raise UserError(f"video must be (B, F, {self.config['video_channels']}, H, W), got {tuple(video.shape)}")
+        if audio.dim() != 3 or audio.shape[1] != self.config["audio_channels"]:
+            raise UserError(f"audio must be (B, {self.config['audio_channels']}, L), got {tuple(audio.shape)}")
+        if video.shape[0] != audio.shape[0]:
+            raise UserError(f"video has {video.shape[0]} clips, audio {audio.shape[0]}")
+        sizes = (("height", video.shape[3], 2), ("width", video.shape[4], 2), ("audio length", audio.shape[2], 4))
+        for name, size, stride in sizes:
+            multiple = stride**depth
+            if size % multiple or size == 0:
+                below, above = size // multiple * multiple, (size // multiple + 1) * multiple
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise UserError(f"{name} {size} is not a multiple of {multiple}; the nearest valid: {nearest}")
+        meets = [*self.config["cross_attention_resolutions"], 2**depth if self.config["middle_cross_attention"] else 1]
+        coarsest = 4 ** (max(meets).bit_length() - 1)
+        if audio.shape[2] // coarsest < video.shape[1]:
+            raise UserError(
+                f"{video.shape[1]} frames need at least {video.shape[1] * coarsest} audio samples for the modalities "
+                f"to meet at every level, got {audio.shape[2]}"
+            )

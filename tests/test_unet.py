@@ -1,0 +1,243 @@
+"""The network against the reference's numbers, and the laws it must keep."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgct import MultimodalUNet
+from mgct.convert import to_mm_diffusion
+from mgct.errors import UserError
+
+SMALL = {"model_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "dropout": 0.0}
+TINY = {
+    "model_channels": 16,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "cross_attention_resolutions": (2,),
+    "cross_attention_windows": (2,),
+    "video_attention_resolutions": (2,),
+    "num_heads": 2,
+    "num_head_channels": 8,
+    "norm_num_groups": 8,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def small(unet_small_weights):
+    return MultimodalUNet.from_mm_diffusion(unet_small_weights, **SMALL).eval()
+
+
+def randomised(**changes):
+    torch.manual_seed(0)
+    unet = MultimodalUNet(**{**TINY, **changes})
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(std=0.2)
+    return unet
+
+
+def clips(batch=2, frames=4, size=8, samples=64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.randn(batch, frames, 3, size, size, generator=generator)
+    return video, torch.randn(batch, 1, samples, generator=generator)
+
+
+def check(unet, tensors, prefix, video, audio, shift):
+    call = {"timestep": tensors[f"{prefix}.timesteps"], "window_shift": shift}
+    with torch.no_grad():
+        single = unet(video, audio, **call)
+        double = unet.double()(video.double(), audio.double(), **call)
+    unet.float()
+    for name in ("video", "audio"):
+        torch.testing.assert_close(single[name], tensors[f"{prefix}.{name}_out"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(double[name], tensors[f"{prefix}.{name}_out_f64"], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("call", ["call0", "call1"])
+def test_equals_the_reference(small, fixtures, call):
+    tensors = load_file(fixtures / "unet_small.safetensors")
+    check(small, tensors, call, tensors["video"], tensors["audio"], 0)
+
+
+@pytest.mark.parametrize("rule", ["shift1", "shift3", "shiftseq"])
+def test_equals_the_reference_with_shifted_windows(small, fixtures, rule):
+    tensors = load_file(fixtures / "unet_shift.safetensors")
+    most = small.max_window_shifts(8)
+    shift = {
+        "shift1": [min(1, high) for high in most],
+        "shift3": [min(3, high) for high in most],
+        "shiftseq": [(2 * index + 1) % (high + 1) for index, high in enumerate(most)],
+    }[rule]
+    for call in ("call0", "call1"):
+        check(small, tensors, f"{rule}.{call}", tensors["video"], tensors["audio"], torch.tensor(shift))
+
+
+@pytest.mark.parametrize("length", [2112, 2240])
+def test_equals_the_reference_at_uneven_lengths(small, fixtures, length):
+    tensors = load_file(fixtures / "unet_uneven.safetensors")
+    video, audio = tensors[f"L{length}.video"], tensors[f"L{length}.audio"]
+    for call in ("call0", "call1"):
+        check(small, tensors, f"L{length}.{call}", video, audio, 0)
+    shift = [min(1, high) for high in small.max_window_shifts(8)]
+    check(small, tensors, f"L{length}.shift1.call0", video, audio, shift)
+
+
+def gradients(unet, video, audio, timestep):
+    unet.zero_grad()
+    out = unet(video, audio, timestep, window_shift=0)
+    loss = out.video.square().mean() + out.audio.square().mean()
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in unet.named_parameters()}
+
+
+def test_gradients_equal_the_reference_with_and_without_checkpointing(small, fixtures):
+    tensors = load_file(fixtures / "unet_small.safetensors")
+    reference = json.loads((fixtures / "unet_small_gradients.json").read_text())
+    call = (tensors["video"], tensors["audio"], tensors["call1.timesteps"])
+    loss, plain = gradients(small, *call)
+    small.enable_gradient_checkpointing()
+    checkpointed_loss, checkpointed = gradients(small, *call)
+    small.disable_gradient_checkpointing()
+    assert loss == pytest.approx(reference["loss"], rel=1e-5)
+    assert checkpointed_loss == loss
+    from mgct.convert import reference_names
+
+    for ours, theirs in reference_names(small).items():
+        assert plain[ours].isfinite().all()
+        assert plain[ours].norm().item() == pytest.approx(reference["l2"][theirs], rel=2e-3, abs=1e-6)
+        assert plain[ours].norm() > 0
+        torch.testing.assert_close(checkpointed[ours], plain[ours], rtol=1e-5, atol=1e-7)
+
+
+def test_checkpointing_keeps_shift_and_dropout():
+    unet = randomised(dropout=0.5).train()
+    video, audio = clips()
+
+    def run():
+        torch.manual_seed(3)
+        unet.zero_grad()
+        out = unet(video, audio, torch.tensor([3, 900]))
+        (out.video.square().mean() + out.audio.square().mean()).backward()
+        return [p.grad.clone() for p in unet.parameters()]
+
+    plain = run()
+    unet.enable_gradient_checkpointing()
+    for one, other in zip(plain, run(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_paper_network_has_the_reference_s_keys_shapes_and_zeros(paper_manifest):
+    unet = MultimodalUNet()
+    assert sum(p.numel() for p in unet.parameters()) == paper_manifest["param_count"] == 133_675_524
+    state = to_mm_diffusion(unet)
+    assert {key: list(value.shape) for key, value in state.items()} == paper_manifest["state_dict"]
+    zeros = {key for key, value in state.items() if not value.any()}
+    assert zeros == set(paper_manifest["zero_initialised"])
+    flags = {"model_channels": 128, "cross_attention_windows": [1, 4, 8]}
+    again = to_mm_diffusion(MultimodalUNet.from_mm_diffusion(state, **flags))
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_loading_names_every_bad_key(unet_small_weights):
+    state = dict(unet_small_weights)
+    state["stranger"] = torch.zeros(1)
+    del state["time_embed.0.bias"]
+    state["audio_out.2.audio_conv.bias"] = torch.zeros(7)
+    with pytest.raises(UserError) as error:
+        MultimodalUNet.from_mm_diffusion(state, **SMALL)
+    for part in ("missing time_embed.0.bias", "unexpected stranger", "audio_out.2.audio_conv.bias has shape (7,)"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_loads_from_files(unet_small_weights, small, tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"model{suffix}"
+    (torch.save if suffix == ".pt" else save_file)(unet_small_weights, path)
+    loaded = MultimodalUNet.from_mm_diffusion(path, **SMALL)
+    for name, value in small.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    import pickle
+
+    class Harm:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'harmed')!r}, 'w')",))
+
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps({"a": Harm()}))
+    with pytest.raises(UserError, match="cannot be read as a file of tensors"):
+        MultimodalUNet.from_mm_diffusion(path, **SMALL)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_saved_and_loaded_network_is_the_same(tmp_path):
+    unet = randomised().eval()
+    unet.save_pretrained(tmp_path)
+    loaded = MultimodalUNet.from_pretrained(tmp_path).eval()
+    video, audio = clips()
+    timestep = torch.tensor([5, 700])
+    one, other = unet(video, audio, timestep), loaded(video, audio, timestep)
+    assert torch.equal(one.video, other.video)
+    assert torch.equal(one.audio, other.audio)
+
+
+@pytest.mark.parametrize(("frames", "size", "samples"), [(4, 8, 64), (3, 12, 100), (7, 8, 64), (1, 4, 16)])
+def test_any_size_that_the_strides_allow(frames, size, samples):
+    video, audio = clips(frames=frames, size=size, samples=samples)
+    out = randomised().eval()(video, audio, torch.tensor(10))
+    assert out.video.shape == video.shape
+    assert out.audio.shape == audio.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 9}, "height 9 is not a multiple of 2; the nearest valid: 8 or 10"),
+        ({"samples": 66}, "audio length 66 is not a multiple of 4; the nearest valid: 64 or 68"),
+        ({"samples": 12}, "at least 16 audio samples"),
+    ],
+)
+def test_other_sizes_are_refused_with_the_nearest_valid(changes, message):
+    with pytest.raises(UserError, match=message):
+        randomised()(*clips(**changes), torch.tensor(10))
+
+
+def test_window_shift_forms_agree_and_matter():
+    unet = randomised().eval()
+    video, audio = clips()
+    call = (video, audio, torch.tensor(10))
+    as_int = unet(*call, window_shift=1)
+    for form in ([1] * unet.num_shifted_blocks, torch.ones(unet.num_shifted_blocks, dtype=torch.long)):
+        assert torch.equal(unet(*call, window_shift=form).video, as_int.video)
+    assert not torch.equal(unet(*call).video, as_int.video)
+    assert torch.equal(unet(*call).video, unet(*call, window_shift=0).video)
+    with pytest.raises(UserError, match="one value per shifted block"):
+        unet(*call, window_shift=[1])
+
+
+def test_shift_is_drawn_in_training_within_its_range():
+    unet = randomised()
+    draws = torch.tensor([unet.draw_window_shifts(4) for _ in range(200)])
+    assert draws.min() == 0
+    assert draws.amax(0).tolist() == list(unet.max_window_shifts(4))
+    video, audio = clips()
+    torch.manual_seed(0)
+    outputs = {unet(video, audio, torch.tensor(10)).video.sum().item() for _ in range(12)}
+    assert len(outputs) > 1
+
+
+def test_clips_of_a_batch_do_not_touch_each_other():
+    unet = randomised().eval()
+    video, audio = clips(batch=3)
+    timestep = torch.tensor([5, 500, 900])
+    together = unet(video, audio, timestep)
+    alone = unet(video[1:2], audio[1:2], timestep[1:2])
+    torch.testing.assert_close(together.video[1:2], alone.video, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.audio[1:2], alone.audio, rtol=1e-4, atol=1e-5)
