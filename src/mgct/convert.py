@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from mgct.errors import UserError
 
 if TYPE_CHECKING:
-    from mgct.unet import MultimodalUNet, UNetBlock
+    from mgct.unet import MultimodalUNet
 
 RES_NAMES = {
     "film": "emb_layers.1",
@@ -58,7 +59,7 @@ CONV_DIMS = {"video_conv.weight": 5, "audio_conv.weight": 3, "qkv.weight": 3, "p
 """Number of axes of the reference's pointwise layers, which are linear layers here."""
 
 
-def _children(block: UNetBlock) -> Iterator[tuple[str, dict[str, str]]]:
+def _children(block: Module) -> Iterator[tuple[str, dict[str, str]]]:
     """The parts of a block in the reference's order, with the names inside them."""
     for name, names in (("res", RES_NAMES), ("cross", CROSS_NAMES), ("up", RES_NAMES)):
         if getattr(block, name) is not None:

@@ -129,3 +129,31 @@ def per_clip_randn(shape: Sequence[int], seeds: Sequence[int], device: torch.dev
     generator = torch.Generator(device)
     rows = [torch.randn(tuple(shape), generator=generator.manual_seed(seed), device=device) for seed in seeds]
     return torch.stack(rows)
+
+
+class ClipRandom:
+    """The random numbers of a batch of clips: row k is a function of seed k and the name of the draw alone.
+
+    So what a clip gets depends neither on the batch it is in nor on how many processes share the work, and a resumed
+    run draws what the undisturbed one would have drawn.
+
+    Args:
+        seeds: one per clip.
+        device: where normal noise is drawn. Each kind of device has its own generator, and so its own noise.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.seeds = list(seeds)
+        self.device = torch.device(device)
+
+    def uniform(self, name: str) -> Tensor:
+        """(B,) float64 in [0, 1), on the CPU."""
+        return torch.tensor([(derive_seed(seed, name) >> 10) / 2**53 for seed in self.seeds], dtype=torch.float64)
+
+    def integers(self, name: str, count: int) -> Tensor:
+        """(B,) int64, uniform on 0 … count-1, on the CPU."""
+        return (self.uniform(name) * count).long()
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) float32 standard normal noise."""
+        return per_clip_randn(shape, [derive_seed(seed, name) for seed in self.seeds], self.device)

@@ -40,6 +40,11 @@ class UNetBlock(nn.Module):
         return video, audio
 
 
+def _is_shifted(block: Any) -> bool:
+    """Whether the block has cross-attention whose window is moved."""
+    return block.cross is not None and block.cross.shifted
+
+
 class MultimodalUNet(ModelMixin, ConfigMixin):
     """The coupled U-Net of MM-Diffusion, ε_θ(v_t, a_t, t) → (ε̂_v, ε̂_a).
 
@@ -136,7 +141,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.encoder.append(UNetBlock(res_block(channels, channels, len(skips), **down)))
+                self.encoder.append(UNetBlock(res_block(channels, channels, len(skips), 0, **down)))
                 skips.append(channels)
 
         last = len(skips)
@@ -155,7 +160,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 index = len(skips) - 1
                 res = res_block(channels + skips.pop(), width, index, 2**level)
                 rises = level > 0 and position == num_res_blocks
-                grow = res_block(width, width, index - 1, **up) if rises else None
+                grow = res_block(width, width, index - 1, 0, **up) if rises else None
                 self.decoder.append(UNetBlock(res, cross_at(2**level, width), grow))
                 channels = width
 
@@ -168,15 +173,11 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
     @property
     def num_shifted_blocks(self) -> int:
         """How many cross-attention blocks have a shifted window."""
-        return sum(block.cross is not None and block.cross.shifted for block in self._blocks())
+        return sum(map(_is_shifted, self._blocks()))
 
     def max_window_shifts(self, num_frames: int) -> tuple[int, ...]:
         """The largest window shift of each shifted block, in forward order, for clips of ``num_frames`` frames."""
-        return tuple(
-            block.cross.max_shift(num_frames)
-            for block in self._blocks()
-            if block.cross is not None and block.cross.shifted
-        )
+        return tuple(block.cross.max_shift(num_frames) for block in self._blocks() if _is_shifted(block))
 
     def draw_window_shifts(self, num_frames: int, generator: torch.Generator | None = None) -> list[int]:
         """One random shift per shifted block, uniform from 0 to its largest, from a CPU generator."""
@@ -211,8 +212,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         shifts = iter(self._as_shifts(window_shift, video.shape[1]))
         embedding = self._embed(timestep.expand(video.shape[0]), video.device)
 
-        def run(block: UNetBlock, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-            shift = next(shifts) if block.cross is not None and block.cross.shifted else 0
+        def run(block: nn.Module, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+            shift = next(shifts) if _is_shifted(block) else 0
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 return self._gradient_checkpointing_func(block, video, audio, embedding, shift)
             return block(video, audio, embedding, shift)
@@ -248,9 +249,9 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         config.setdefault("middle_cross_attention", list(config.get("cross_attention_windows", (1, 4, 8))) == [1, 4, 8])
         return load_mm_diffusion(cls(**config), source)
 
-    def _blocks(self) -> list[UNetBlock]:
-        """Encoder, middle and decoder in forward order."""
-        return [*self.encoder, *self.middle, *self.decoder]  # type: ignore[list-item]
+    def _blocks(self) -> list[Any]:
+        """Encoder, middle and decoder blocks in forward order."""
+        return [*self.encoder, *self.middle, *self.decoder]
 
     def _embed(self, timestep: Tensor, device: torch.device) -> Tensor:
         """SiLU of the time embedding (B, E), computed in float32 or better whatever the autocast."""

@@ -1,0 +1,156 @@
+"""The run folder: checkpoints that are whole or absent, and the metrics log.
+
+``RUN/checkpoints/step-00001000/`` holds one safetensors file per network (``model``, ``ema``, in stage 2 ``target``),
+one for the optimiser, and ``state.json``. A checkpoint is written beside its place and renamed, so one that has its name
+is whole. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mgct.errors import UserError
+
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Args:
+        path: its folder.
+        state: what ``state.json`` holds; ``state["step"]`` is the number of optimiser steps taken.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the part ``name``.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except Exception as error:
+            raise UserError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error
+
+
+def write_checkpoint(
+    run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write ``RUN/checkpoints/step-…`` so that it appears whole or not at all, then delete all but the last ``keep``.
+
+    Args:
+        run: the run folder.
+        step: optimiser steps taken.
+        parts: name → tensors; each becomes ``name.safetensors``.
+        state: numbers and settings, as JSON.
+        keep: how many checkpoints stay.
+    """
+    folder = run / "checkpoints"
+    final, draft = folder / f"step-{step:08d}", folder / f".step-{step:08d}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        for name, tensors in parts.items():
+            save_file(
+                {key: value.detach().contiguous() for key, value in tensors.items()}, draft / f"{name}.safetensors"
+            )
+        (draft / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
+        for path in [*draft.iterdir(), draft]:
+            _sync(path)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error.strerror}); earlier ones are whole"
+        ) from error
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    _sync(folder)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / STATE_FILE).is_file())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint folder, or the newest checkpoint of a run folder.
+
+    Raises:
+        UserError: there is none, or its state cannot be read.
+    """
+    if not (path / STATE_FILE).is_file():
+        found = list_checkpoints(path)
+        if not found:
+            raise UserError(f"{path}: no checkpoint there; give a run folder that has been trained")
+        path = found[-1]
+    try:
+        return Checkpoint(path, json.loads((path / STATE_FILE).read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / STATE_FILE}: cannot be read ({error}); resume from another checkpoint") from error
+
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's per-parameter state as ``parameter name/state name`` → tensor."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    order = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    per_parameter: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        per_parameter.setdefault(order[name], {})[key] = value
+    optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of ``RUN/metrics.jsonl``, oldest first; an unfinished last line is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write_metrics(run: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace ``RUN/metrics.jsonl`` by these rows."""
+    draft = run / ".metrics.jsonl.draft"
+    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft.replace(run / "metrics.jsonl")

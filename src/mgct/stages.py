@@ -1,0 +1,330 @@
+"""The two stages of MGCT (Eq. 12, Algorithm 1): which loss, which θ⁻, and when the first stage hands over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mgct.errors import UserError
+from mgct.losses import (
+    ClipLoss,
+    Distance,
+    Predictor,
+    SquaredError,
+    UnitWeight,
+    Weight,
+    consistency_loss,
+    evaluating,
+    multimodal_loss,
+)
+from mgct.noise import ClipRandom, NoiseSchedule
+from mgct.types import AVSample
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Model Consistency Transferring: stage 2 starts when the running average of the loss falls below δ.
+
+    Args:
+        delta: δ of Eq. 12; None: only ``max_steps`` decides.
+        min_steps: steps that stage 1 has at the least.
+        max_steps: steps that stage 1 has at the most; None: no limit. 0: stage 2 from the first step.
+        average_steps: length of the running average, in steps.
+    """
+
+    delta: float | None = None
+    min_steps: int = 0
+    max_steps: int | None = None
+    average_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.average_steps < 1:
+            raise UserError(f"transfer.average_steps must be at least 1, got {self.average_steps}")
+        if self.max_steps is not None and self.max_steps < self.min_steps:
+            raise UserError(f"transfer.max_steps ({self.max_steps}) is below transfer.min_steps ({self.min_steps})")
+
+    def due(self, step: int, average: float) -> bool:
+        """Whether stage 1 ends after ``step`` steps with this running average of the loss."""
+        if self.max_steps is not None and step >= self.max_steps:
+            return True
+        return self.delta is not None and step >= max(self.min_steps, 1) and average < self.delta
+
+
+class Grid:
+    """t_1 < … < t_N over [0, T-1]: the levels between which consistency is asked for."""
+
+    num_points: int
+
+    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+        """(N,) float64 timesteps, increasing, from 0 to T-1, on the schedule's device."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class UniformGrid(Grid):
+    """N points evenly spaced in t.
+
+    Args:
+        num_points: N of Eq. 9.
+    """
+
+    num_points: int = 50
+
+    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+        """(N,) float64 timesteps."""
+        last = schedule.num_timesteps - 1
+        return torch.linspace(0, last, self.num_points, dtype=torch.float64, device=schedule.device)
+
+
+@dataclass(frozen=True)
+class LogSnrGrid(Grid):
+    """N points evenly spaced in log-SNR.
+
+    Args:
+        num_points: N of Eq. 9.
+    """
+
+    num_points: int = 50
+
+    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+        """(N,) float64 timesteps."""
+        ends = schedule.log_snr(torch.tensor([0.0, schedule.num_timesteps - 1], device=schedule.device))
+        fraction = torch.linspace(0, 1, self.num_points, dtype=torch.float64, device=schedule.device)
+        return schedule.timestep_at(torch.lerp(ends[0], ends[1], fraction))
+
+
+class Direction:
+    """φ of Eq. 10: who predicts the noise that the ODE step follows."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def predictor(self, target: nn.Module, teacher: nn.Module | None, window_shift: Any) -> Predictor | None:
+        """The prediction to use; None: the true noise."""
+        raise NotImplementedError
+
+
+def _as_predictor(model: nn.Module, window_shift: Any) -> Predictor:
+    """The model, without dropout, as a function of noisy clips and timesteps."""
+
+    def predict(noisy: AVSample, timestep: Tensor) -> AVSample:
+        with evaluating(model):
+            return model(noisy.video, noisy.audio, timestep, window_shift=window_shift)
+
+    return predict
+
+
+@dataclass(frozen=True)
+class TargetDirection(Direction):
+    """φ = θ⁻: the running average that is also the target."""
+
+    def predictor(self, target: nn.Module, teacher: nn.Module | None, window_shift: Any) -> Predictor | None:  # noqa: ARG002
+        """θ⁻ without dropout."""
+        return _as_predictor(target, window_shift)
+
+
+@dataclass(frozen=True)
+class TeacherDirection(Direction):
+    """φ = the frozen weights of the moment of transfer: consistency distillation."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    def predictor(self, target: nn.Module, teacher: nn.Module | None, window_shift: Any) -> Predictor | None:  # noqa: ARG002
+        """The teacher without dropout."""
+        if teacher is None:
+            raise RuntimeError("the teacher is made at the transfer")
+        return _as_predictor(teacher, window_shift)
+
+
+@dataclass(frozen=True)
+class DataDirection(Direction):
+    """φ = the true noise: consistency training, one network call fewer."""
+
+    def predictor(self, target: nn.Module, teacher: nn.Module | None, window_shift: Any) -> Predictor | None:  # noqa: ARG002
+        """None."""
+        return None
+
+
+@dataclass(frozen=True)
+class TargetDecay:
+    """μ(k) = min(value, (1 + k) / (10 + k)) with warm-up, else value, for k updates since the transfer.
+
+    Args:
+        value: μ, in [0, 1). 0: θ⁻ is θ.
+        warmup: start with a shorter average.
+    """
+
+    value: float = 0.95
+    warmup: bool = False
+
+    def __call__(self, updates: int) -> float:
+        """μ(k)."""
+        return min(self.value, (1 + updates) / (10 + updates)) if self.warmup else self.value
+
+
+@dataclass(frozen=True)
+class LossRatio:
+    """w of Eq. 12, k steps after the transfer: rises linearly to ``value`` over ``ramp_steps``.
+
+    Args:
+        value: w in [0, 1]; the paper's is 0.5 for Landscape, 0.7 for AIST++.
+        ramp_steps: steps until w is reached; 0: at once.
+    """
+
+    value: float = 0.5
+    ramp_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise UserError(f"the loss ratio w must lie in [0, 1], got {self.value}")
+
+    def __call__(self, updates: int) -> float:
+        """w(k)."""
+        return self.value * min(1.0, (updates + 1) / self.ramp_steps) if self.ramp_steps else self.value
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Layer Consistency Transferring: everything that stage 2 adds to stage 1.
+
+    Args:
+        ratio: w, the share of the consistency loss.
+        grid: the levels between which consistency is asked for; N is its number of points.
+        direction: φ.
+        distance: d.
+        weight: λ.
+        decay: μ(k) of θ⁻.
+    """
+
+    ratio: LossRatio = field(default_factory=LossRatio)
+    grid: Grid = field(default_factory=UniformGrid)
+    direction: Direction = field(default_factory=TargetDirection)
+    distance: Distance = field(default_factory=SquaredError)
+    weight: Weight = field(default_factory=UnitWeight)
+    decay: TargetDecay = field(default_factory=TargetDecay)
+
+
+@torch.no_grad()
+def average_into(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · model, for all parameters at once."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters take no gradient."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+class MGCT:
+    """The objective of Algorithm 1 and its state: the stage, θ⁻, the teacher, the running average of the loss.
+
+    Args:
+        schedule: noise schedule on the training device.
+        transfer: when stage 2 starts.
+        consistency: what stage 2 minimises.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, transfer: Transfer, consistency: Consistency) -> None:
+        self.schedule = schedule
+        self.transfer = transfer
+        self.consistency = consistency
+        self.grid = consistency.grid.timesteps(schedule)
+        self.stage = 1
+        self.transfer_step: int | None = None
+        self.updates = 0
+        self.average: float | None = None
+        self.target: nn.Module | None = None
+        self.teacher: nn.Module | None = None
+
+    def loss(self, model: nn.Module, clips: AVSample, random: ClipRandom, window_shift: Any = None) -> ClipLoss:
+        """Stage 1: L_MM. Stage 2: (1 - w) L_MM + w L_CM (Eq. 12). Per clip.
+
+        Args:
+            model: θ.
+            clips: x0, as in `losses.multimodal_loss`.
+            random: the clips' random numbers.
+            window_shift: passed on to the models.
+        """
+        noise = self._noise(clips, random, "mm")
+        timestep = random.integers("mm.timestep", self.schedule.num_timesteps).to(clips.audio.device)
+        plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
+        logs = {"loss_mm": plain.loss, **plain.logs}
+        if self.stage == 1:
+            return ClipLoss(plain.loss, logs)
+        consistent = self._consistency(model, clips, random, window_shift)
+        ratio = self.consistency.ratio(self.updates)
+        return ClipLoss(
+            (1 - ratio) * plain.loss + ratio * consistent.loss, {**logs, "loss_cm": consistent.loss, **consistent.logs}
+        )
+
+    def _consistency(self, model: nn.Module, clips: AVSample, random: ClipRandom, window_shift: Any) -> ClipLoss:
+        """L_CM of a random pair of adjacent levels for each clip."""
+        settings = self.consistency
+        if self.target is None:
+            raise RuntimeError("stage 2 without θ⁻: start_stage_2 or load_state comes first")
+        index = random.integers("cm.pair", len(self.grid) - 1).to(self.grid.device)
+        return consistency_loss(
+            model,
+            self.target,
+            clips,
+            self._noise(clips, random, "cm"),
+            self.grid[index],
+            self.grid[index + 1],
+            self.schedule,
+            predict=settings.direction.predictor(self.target, self.teacher, window_shift),
+            distance=settings.distance,
+            weight=settings.weight,
+            window_shift=window_shift,
+        )
+
+    @staticmethod
+    def _noise(clips: AVSample, random: ClipRandom, name: str) -> AVSample:
+        """ε of the clips' shapes."""
+        return AVSample(
+            video=random.normal(f"{name}.video", clips.video.shape[1:]),
+            audio=random.normal(f"{name}.audio", clips.audio.shape[1:]),
+        )
+
+    def observe(self, loss: float, steps: int) -> None:
+        """Take note of the mean loss of the last ``steps`` steps."""
+        keep = (1 - 1 / self.transfer.average_steps) ** steps
+        self.average = loss if self.average is None else keep * self.average + (1 - keep) * loss
+
+    def transfer_due(self, step: int) -> bool:
+        """Whether stage 2 starts now, after ``step`` steps in all."""
+        return self.stage == 1 and self.transfer.due(step, float("inf") if self.average is None else self.average)
+
+    def start_stage_2(self, model: nn.Module, step: int) -> None:
+        """θ⁻ ← θ: the same size, the same weights; and the teacher, if φ is one."""
+        self.target = frozen_copy(model).train()
+        self.teacher = frozen_copy(model).eval() if self.consistency.direction.needs_teacher else None
+        self.stage, self.transfer_step, self.updates = 2, step, 0
+
+    def after_step(self, model: nn.Module) -> None:
+        """θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ, after an optimiser step of stage 2."""
+        if self.target is not None:
+            average_into(self.target, model, self.consistency.decay(self.updates))
+            self.updates += 1
+
+    def state(self) -> dict[str, Any]:
+        """The numbers that a checkpoint keeps; the networks are kept beside them."""
+        names = ("stage", "transfer_step", "updates", "average")
+        return {name: getattr(self, name) for name in names}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """θ⁻ and the teacher, as far as there are any."""
+        networks = {"target": self.target, "teacher": self.teacher}
+        return {name: network for name, network in networks.items() if network is not None}
+
+    def load_state(self, state: dict[str, Any], model: nn.Module, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what `state` gave, and the networks from the state_dicts under the names of `networks`."""
+        if state["stage"] == 2:
+            self.start_stage_2(model, state["transfer_step"])
+            for name, network in self.networks().items():
+                network.load_state_dict(weights[name])
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,236 @@
+"""Laws of the losses and of the two stages."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgct.losses import NoiseUnits, PseudoHuber, SquaredError, UnitWeight, consistency_loss, multimodal_loss
+from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule
+from mgct.stages import (
+    MGCT,
+    Consistency,
+    DataDirection,
+    LogSnrGrid,
+    LossRatio,
+    TargetDecay,
+    TeacherDirection,
+    Transfer,
+    UniformGrid,
+    average_into,
+)
+from mgct.types import AVSample
+from tests.test_unet import randomised
+
+SCHEDULE = NoiseSchedule()
+STD = AVSample(video=0.5, audio=0.3)
+
+
+def clips(batch=3, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(4)
+    video = torch.rand(batch, 4, 3, 8, 8, generator=generator, dtype=dtype) * 2 - 1
+    return AVSample(video=video, audio=torch.rand(batch, 1, 64, generator=generator, dtype=dtype) * 2 - 1)
+
+
+def noise_like(sample):
+    generator = torch.Generator().manual_seed(5)
+    return sample.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+
+class Recorded(torch.nn.Module):
+    """The reference's fake model: ε_v = tanh(0.3 v + 0.01 t/1000), ε_a = sin(0.5 a) t/1000."""
+
+    def forward(self, video, audio, timestep, window_shift=None):
+        share = (timestep / 1000).to(video.dtype)
+        return AVSample(
+            video=torch.tanh(0.3 * video + 0.01 * share.view(-1, 1, 1, 1, 1)),
+            audio=torch.sin(0.5 * audio) * share.view(-1, 1, 1),
+        )
+
+
+def test_multimodal_loss_equals_the_reference(fixtures):
+    reference = load_file(fixtures / "diffusion.safetensors")
+    sample = AVSample(video=reference["in.x0_video"], audio=reference["in.x0_audio"])
+    noise = AVSample(video=reference["in.noise_video"], audio=reference["in.noise_audio"])
+    result = multimodal_loss(Recorded(), sample, noise, reference["in.t"], SCHEDULE)
+    torch.testing.assert_close(result.loss, reference["train.loss"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.logs["loss_mm_video"], reference["train.mse_video"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.logs["loss_mm_audio"], reference["train.mse_audio"], rtol=1e-5, atol=1e-6)
+
+
+def spread(level, std):
+    """Standard deviation at a level of Gaussian data with this one."""
+    return torch.sqrt((level.alpha * std) ** 2 + level.sigma**2)
+
+
+class ExactConsistency(torch.nn.Module):
+    """ε̂ for which f_θ is the exact solution of the ODE for Gaussian data: x_0 = x_t · spread(0) / spread(t)."""
+
+    def forward(self, video, audio, timestep, window_shift=None):
+        from mgct.noise import consistency_coefficients
+
+        level, start = SCHEDULE.level(timestep), SCHEDULE.level(torch.zeros_like(timestep))
+        c_skip, c_out = consistency_coefficients(timestep)
+
+        def predict(x, std):
+            shape = (-1, *[1] * (x.dim() - 1))
+            end = (spread(start, std) / spread(level, std)).view(shape) * x
+            out = torch.where(c_out > 0, c_out, 1).view(shape)
+            x0 = (end - c_skip.view(shape) * x) / out
+            return (x - level.alpha.view(shape) * x0) / level.sigma.view(shape)
+
+        return AVSample(video=video, audio=audio).map(predict, STD)
+
+
+def exact_direction(low, high):
+    """ε whose DDIM step from ``high`` to ``low`` is the exact solution of the ODE for Gaussian data."""
+    s, t = SCHEDULE.level(low), SCHEDULE.level(high)
+
+    def direction(x, std):
+        gain = spread(s, std) / spread(t, std) - s.alpha / t.alpha
+        return x * (gain / (s.sigma - s.alpha * t.sigma / t.alpha)).view(-1, *[1] * (x.dim() - 1))
+
+    return lambda noisy, timestep: noisy.map(direction, STD)
+
+
+@pytest.mark.parametrize("distance", [SquaredError(), PseudoHuber(0.03)])
+@pytest.mark.parametrize("weight", [UnitWeight(), NoiseUnits()])
+def test_consistency_loss_is_zero_for_the_exact_solution_of_a_gaussian_problem(distance, weight):
+    sample = clips(dtype=torch.float64)
+    grid = UniformGrid(50).timesteps(SCHEDULE)
+    low, high = grid[[0, 20, 48]], grid[[1, 21, 49]]
+    exact, noise = ExactConsistency(), noise_like(sample)
+    call = {"predict": exact_direction(low, high), "distance": distance, "weight": weight}
+    result = consistency_loss(exact, exact, sample, noise, low, high, SCHEDULE, **call)
+    assert result.loss.max() < 1e-12
+    wrong = consistency_loss(Recorded(), exact, sample, noise, low, high, SCHEDULE, **call)
+    assert wrong.loss.min() > 1e-5
+
+
+def test_consistency_pair_shares_dropout_and_shift():
+    unet = randomised(dropout=0.5).train()
+    sample = clips()
+    same = torch.full((3,), 500.0)
+    result = consistency_loss(unet, unet, sample, noise_like(sample), same, same, SCHEDULE)
+    assert result.loss.max() < 1e-9
+
+
+def test_gradient_flows_through_theta_only():
+    unet, target = randomised(), randomised()
+    sample = clips()
+    low, high = torch.tensor([0.0, 300.0, 600.0]), torch.tensor([20.0, 320.0, 620.0])
+    consistency_loss(unet, target, sample, noise_like(sample), low, high, SCHEDULE).loss.sum().backward()
+    assert all(p.grad is None for p in target.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in unet.parameters())
+
+
+def test_distances_and_weights():
+    a, b = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0])
+    assert SquaredError()(a, b).tolist() == [0, 4]
+    assert PseudoHuber(0.5)(a, b).tolist() == pytest.approx([0, (4 + 0.25) ** 0.5 - 0.5])
+    low, high = (
+        NoiseLevel(torch.tensor([0.8]), torch.tensor([0.6])),
+        NoiseLevel(torch.tensor([0.6]), torch.tensor([0.8])),
+    )
+    assert NoiseUnits()(low, high).item() == pytest.approx(0.5625)
+    assert UnitWeight()(low, high).item() == 1
+
+
+@pytest.mark.parametrize("grid", [UniformGrid(50), LogSnrGrid(20)])
+def test_grids_span_all_levels(grid):
+    steps = grid.timesteps(SCHEDULE)
+    assert len(steps) == grid.num_points
+    assert steps[0].item() == pytest.approx(0, abs=1e-6)
+    assert steps[-1].item() == pytest.approx(999, abs=1e-6)
+    assert (steps.diff() > 0).all()
+
+
+def objective(ratio, **settings):
+    return MGCT(SCHEDULE, Transfer(), Consistency(ratio=LossRatio(ratio), **settings))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_stage_2_is_the_weighted_sum_of_the_two_losses(ratio):
+    unet, random = randomised().train(), ClipRandom([1, 2, 3])
+    mixed = objective(ratio)
+    plain = mixed.loss(unet, clips(), random, 0)
+    assert torch.equal(plain.loss, plain.logs["loss_mm"])
+    mixed.start_stage_2(unet, 10)
+    result = mixed.loss(unet, clips(), random, 0)
+    torch.testing.assert_close(result.logs["loss_mm"], plain.loss)
+    expected = (1 - ratio) * result.logs["loss_mm"] + ratio * result.logs["loss_cm"]
+    torch.testing.assert_close(result.loss, expected)
+    if ratio == 0:
+        torch.testing.assert_close(result.loss, plain.loss)
+    if ratio == 1:
+        torch.testing.assert_close(result.loss, result.logs["loss_cm"])
+
+
+@pytest.mark.parametrize("direction", [TeacherDirection(), DataDirection()])
+def test_directions_differ_from_theta_minus_only_once_it_moves(direction):
+    unet, random = randomised().train(), ClipRandom([1, 2, 3])
+    ours, default = objective(1.0, direction=direction), objective(1.0)
+    for each in (ours, default):
+        each.start_stage_2(unet, 0)
+    same = torch.equal(ours.loss(unet, clips(), random, 0).loss, default.loss(unet, clips(), random, 0).loss)
+    assert same == isinstance(direction, TeacherDirection)
+    assert (ours.teacher is not None) == isinstance(direction, TeacherDirection)
+
+
+def test_theta_minus_after_k_steps_is_the_closed_form():
+    unet = randomised()
+    mixed = objective(0.5, decay=TargetDecay(0.9))
+    mixed.start_stage_2(unet, 0)
+    first = next(unet.parameters()).detach().clone()
+    values = []
+    for k in range(5):
+        with torch.no_grad():
+            next(unet.parameters()).copy_(first + k + 1)
+        values.append(first + k + 1)
+        mixed.after_step(unet)
+    expected = 0.9**5 * first + sum(0.1 * 0.9 ** (4 - k) * value for k, value in enumerate(values))
+    torch.testing.assert_close(next(mixed.target.parameters()).detach(), expected)
+
+
+def test_average_with_decay_zero_is_the_model():
+    one, other = randomised(), randomised()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    average_into(one, other, 0.0)
+    assert torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_warm_up_of_the_target_and_ramp_of_the_ratio():
+    assert [TargetDecay(0.95, warmup=True)(k) for k in (0, 1, 10**6)] == [0.1, 2 / 11, 0.95]
+    assert [LossRatio(0.6, ramp_steps=3)(k) for k in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.6])
+
+
+def test_transfer_waits_for_delta_between_its_least_and_most_steps():
+    rule = Transfer(delta=0.2, min_steps=10, max_steps=20)
+    assert not rule.due(9, 0.1)
+    assert rule.due(10, 0.1)
+    assert not rule.due(19, 0.3)
+    assert rule.due(20, 0.3)
+    assert Transfer(max_steps=0).due(0, float("inf"))
+    assert not Transfer().due(10**9, 0.0)
+
+
+def test_running_average_has_the_asked_length():
+    mixed = MGCT(SCHEDULE, Transfer(delta=0.5, average_steps=10), Consistency())
+    mixed.observe(1.0, 10)
+    mixed.observe(0.0, 10)
+    assert mixed.average == pytest.approx(0.9**10)
+    one_by_one = MGCT(SCHEDULE, Transfer(delta=0.5, average_steps=10), Consistency())
+    one_by_one.observe(1.0, 1)
+    for _ in range(10):
+        one_by_one.observe(0.0, 1)
+    assert one_by_one.average == pytest.approx(mixed.average)
+
+
+def test_transferred_networks_start_as_theta():
+    unet = randomised()
+    mixed = objective(0.5, direction=TeacherDirection())
+    mixed.start_stage_2(unet, 7)
+    for network in mixed.networks().values():
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), unet.parameters(), strict=True))
+        assert not any(p.requires_grad for p in network.parameters())
+    assert mixed.state() == {"stage": 2, "transfer_step": 7, "updates": 0, "average": None}
