@@ -28,3 +28,21 @@ def unet_small_weights() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def paper_manifest() -> dict:
     return json.loads((FIXTURES / "mm_diffusion_manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Path:
+    """A prepared folder of ten clips of 4 frames of 8×8 at 10 fps with 64 samples at 160 Hz."""
+    from mgct import ClipSpec
+    from mgct.data.media import write_mp4
+    from mgct.data.prepare import prepare
+
+    videos, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("shards") / "out"
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        coarse = torch.randint(0, 256, (4, 3, 2, 2), generator=generator, dtype=torch.uint8)
+        video = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        tone = torch.sin(torch.arange(3200) * (number + 1) / 40) * 9000
+        write_mp4(videos / f"{number}.mp4", video, tone.to(torch.int16)[None], fps=10, sample_rate_hz=8000)
+    prepare(videos, out, ClipSpec(4, 10.0, 8, 160), test_fraction=0.2, workers=0, progress=False)
+    return out

@@ -1,0 +1,42 @@
+# Two commands need nothing but python3, make and a compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint format clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## a small world, prepared, learned through both stages in about two minutes, sampled and drawn
+	rm -rf $(DEMO)
+	$(BIN)/mgct worlds landscape $(DEMO)/videos --num 240 --clip configs/clips/micro.yaml
+	$(BIN)/mgct prepare $(DEMO)/videos $(DEMO)/shards --clip configs/clips/micro.yaml
+	$(BIN)/mgct train --config configs/demo.yaml --data $(DEMO)/shards --out $(DEMO)/run
+	$(BIN)/mgct sample $(DEMO)/run $(DEMO)/clips --num 8
+	$(BIN)/mgct plot compare $(DEMO)/videos $(DEMO)/clips $(DEMO)/contact_sheet.png --num 4 --clip configs/clips/micro.yaml
+	$(BIN)/mgct plot loss $(DEMO)/run $(DEMO)/loss.png
+	@echo "clips: $(DEMO)/clips/*.mp4   contact sheet: $(DEMO)/contact_sheet.png   loss curve: $(DEMO)/loss.png"
+
+test: $(READY)  ## the whole suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## what takes minutes, or fetches weights
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist src/*.egg-info

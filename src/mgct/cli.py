@@ -1,0 +1,131 @@
+"""The command line: a table of typed functions. Each command is imported only when it is called."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from mgct import __version__
+from mgct.errors import UserError
+
+
+class Command(NamedTuple):
+    """Where a command's function is, and what it does in one line."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "inspect": Command(
+        "mgct.commands.data", "inspect_media", "report what is in a folder of videos, and what is wrong"
+    ),
+    "prepare": Command("mgct.commands.data", "prepare_shards", "cut a folder of videos into training shards"),
+    "worlds": Command("mgct.commands.data", "write_videos", "write videos of a procedural world"),
+    "train": Command("mgct.commands.train", "train", "train a model through both stages, or go on with a run"),
+    "sample": Command("mgct.commands.sample", "sample", "generate clips with sound"),
+    "plot clips": Command("mgct.commands.plot", "plot_clips", "draw clips: frames over spectrograms"),
+    "plot compare": Command("mgct.commands.plot", "plot_compare", "draw two sets of clips against each other"),
+    "plot sheet": Command("mgct.commands.plot", "plot_sheet", "put clips into one video, a grid that plays with sound"),
+    "plot loss": Command("mgct.commands.plot", "plot_loss", "draw a run's loss with the stage boundary"),
+}
+
+
+def usage() -> str:
+    """What ``mgct --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mgct COMMAND [options]      mgct COMMAND --help      mgct --version",
+            "",
+            "Joint audio-video generation in few steps (MGCT).",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"mgct {__version__}")
+        return 0
+    try:
+        return run(arguments)
+    except UserError as error:
+        print(f"mgct: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("mgct: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    """Find the command, parse its arguments, call it."""
+    name = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
+    if name is None:
+        known = ", ".join(COMMANDS)
+        raise UserError(f"no command {arguments[0]!r}; the commands are: {known}")
+    command = COMMANDS[name]
+    function = getattr(import_module(command.module), command.function)
+    call(function, f"mgct {name}", arguments[len(name.split()) :])
+    return 0
+
+
+def make_parser(function: Callable[..., Any], prog: str) -> Any:
+    """A parser of the function's own signature.
+
+    Parameters without a default are positional. Those named in the function's ``settings_of`` attribute take the
+    constructor arguments of a class, as a dict. One called ``config_yaml`` gets the whole parsed configuration.
+    """
+    from jsonargparse import ArgumentParser
+
+    classes: dict[str, type] = getattr(function, "settings_of", {})
+    summary = (inspect.getdoc(function) or "").split("\n\n")[0]
+    parser = ArgumentParser(prog=prog, description=summary, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
+    skip = {*classes, "config_yaml"}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip, fail_untyped=True)
+    for name, class_type in classes.items():
+        parser.add_class_arguments(class_type, name, instantiate=False, fail_untyped=False)
+    return parser
+
+
+def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
+    """Parse and call.
+
+    Raises:
+        UserError: an option is unknown or its value is not of its type; the message names it.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = make_parser(function, prog)
+    try:
+        parsed = parser.parse_args(arguments)
+        options = parser.instantiate_classes(parsed).as_dict()
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{reason} (see {prog} --help)") from error
+    options.pop("config", None)
+    if "config_yaml" in inspect.signature(function).parameters:
+        options["config_yaml"] = parser.dump(parsed, skip_none=False)
+    for name in getattr(function, "settings_of", {}):
+        options[name] = parsed[name].as_dict()
+    function(**options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

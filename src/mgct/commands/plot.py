@@ -1,0 +1,106 @@
+"""``mgct plot clips | compare | sheet | loss``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from mgct import plots
+from mgct.checkpoint import read_metrics
+from mgct.data.media import write_mp4
+from mgct.data.shards import read_all
+from mgct.errors import UserError
+from mgct.types import AVSample, ClipSpec, dequantise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_clips(clips: str, out: Path, clip: ClipSpec = ClipSpec(), num: int = 8) -> None:
+    """Draw clips into a PNG: each one's frames in a row above its spectrogram (the paper's Figure 2).
+
+    Args:
+        clips: a folder of videos, a folder made by `mgct prepare`, or the clips of `mgct sample`.
+        out: the PNG to write.
+        clip: how to read the clips.
+        num: how many.
+    """
+    _save(plots.clips_figure(_first(clips, clip, num), clip), out)
+
+
+def plot_compare(
+    clips: str, others: str, out: Path, clip: ClipSpec = ClipSpec(), num: int = 4, names: str = "real,generated"
+) -> None:
+    """Draw two sets of clips into a PNG, one above the other (the paper's Figure 3).
+
+    Args:
+        clips: the upper set, as in `mgct plot clips`.
+        others: the lower set.
+        out: the PNG to write.
+        clip: how to read the clips.
+        num: how many of each.
+        names: what to call the two, with a comma between.
+    """
+    upper, _, lower = names.partition(",")
+    groups = {upper: _first(clips, clip, num), lower: _first(others, clip, num)}
+    _save(plots.compare_figure(groups, clip), out)
+
+
+def plot_sheet(
+    clips: str,
+    out: Path,
+    clip: ClipSpec = ClipSpec(),
+    num: int = 9,
+    sound: Literal["sequential", "mixed"] = "sequential",
+) -> None:
+    """Put clips into one mp4: a grid that plays with sound.
+
+    Args:
+        clips: as in `mgct plot clips`.
+        out: the mp4 to write.
+        clip: how to read the clips.
+        num: how many.
+        sound: one clip after the other, or all at once.
+    """
+    video, audio = plots.animated_sheet(_first(clips, clip, num), clip, sound)
+    write_mp4(out, video, audio, fps=clip.fps, sample_rate_hz=clip.sample_rate_hz)
+    print(out)
+
+
+def plot_loss(run: Path, out: Path) -> None:
+    """Draw a run's losses into a PNG, with the step of the transfer marked.
+
+    Args:
+        run: a run folder.
+        out: the PNG to write.
+    """
+    rows = read_metrics(run)
+    if not rows:
+        raise UserError(f"{run}: no metrics there (metrics.jsonl); give the folder of a run that has been trained")
+    _save(plots.loss_figure(rows), out)
+
+
+def _first(source: str, clip: ClipSpec, num: int) -> AVSample:
+    """The first ``num`` clips of a source, in [-1, 1]."""
+    parts: list[AVSample] = []
+    for batch in read_all(source, clip):
+        parts.append(batch.clips)
+        if sum(len(part.video) for part in parts) >= num:
+            break
+    if not parts:
+        raise UserError(f"{source}: no clips there")
+    return dequantise(
+        AVSample(video=torch.cat([p.video for p in parts]), audio=torch.cat([p.audio for p in parts]))
+    ).map(lambda x: x[:num])
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Write the figure."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be written ({error}); name a .png file in a folder that can") from error
+    print(out)

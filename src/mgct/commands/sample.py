@@ -1,0 +1,128 @@
+"""``mgct sample``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from mgct.data.media import AudioReader, VideoReader
+from mgct.errors import UserError
+from mgct.pipeline import AVPipeline, Given, Method, SamplingOptions, sample_to_folder
+from mgct.types import AVSample, ClipSpec
+
+
+def find_pipeline(model: str) -> str:
+    """The saved pipeline that ``model`` names: its folder, or the run folder that holds it.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(model)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "model_index.json").is_file():
+            return str(candidate)
+    if folder.exists():
+        raise UserError(f"{model}: no saved model there (no model_index.json); give a run folder or its model/ folder")
+    raise UserError(f"{model}: no such model; give a run folder made by `mgct train`, or its model/ folder")
+
+
+def sample(
+    model: str,
+    out: Path,
+    num: int = 8,
+    sampler: str = "dpm-solver++",
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    format: Literal["mp4", "safetensors"] = "mp4",
+    seconds: float | None = None,
+    audio: Path | None = None,
+    video: Path | None = None,
+    method: Method = "replacement",
+    guidance_scale: float = 1.0,
+) -> None:
+    """Generate clips with sound into a folder. What is there already is kept; several processes share the work.
+
+    Args:
+        model: a run folder made by `mgct train`, or a saved model's folder.
+        out: folder of the clips, made if need be.
+        num: how many clips.
+        sampler: ddpm, ddim, dpm-solver, dpm-solver++, unipc or consistency.
+        steps: network calls per clip; the sampler's default if not given.
+        seed: clip k of a seed is the same whatever the batch size or the number of processes.
+        batch_size: clips at once; more is faster until memory is full.
+        format: mp4 (H.264 and AAC), or safetensors (without loss, for `mgct evaluate`).
+        seconds: length; the model's own if not given, longer ones are made in overlapping windows.
+        audio: generate video for the sound of this file.
+        video: generate sound for the picture of this file.
+        method: how a given modality steers the other, replacement or guided.
+        guidance_scale: strength of guided.
+    """
+    if audio is not None and video is not None:
+        raise UserError("give --audio or --video, not both")
+    state = PartialState()
+    pipe = AVPipeline.from_pretrained(find_pipeline(model)).to(state.device)
+    options = SamplingOptions(
+        steps=steps, sampler=sampler, seed=seed, batch_size=batch_size, progress=state.is_main_process
+    )
+    given = _given(pipe, audio, video, seconds, method, guidance_scale)
+    report = sample_to_folder(
+        pipe,
+        out,
+        num,
+        options,
+        format=format,
+        seconds=None if given else seconds,
+        given=given,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        found = f", {report.found} were there" if report.found else ""
+        print(f"{out}: {report.written} clips made at {report.clips_per_second:.2f} clips/s{found}")
+
+
+def _given(
+    pipe: AVPipeline, audio: Path | None, video: Path | None, seconds: float | None, method: Method, scale: float
+) -> Given | None:
+    """The modality that a file gives, as long as the clip to make."""
+    if audio is None and video is None:
+        return None
+    frames = pipe.clip.frames if seconds is None else round(seconds * pipe.clip.fps)
+    clip = replace(pipe.clip, frames=frames)
+    start = AVSample(video=torch.zeros(1, 0, *clip.video_shape[1:]), audio=torch.zeros(1, 1, 0))
+    if audio is not None:
+        start.audio = _read_sound(audio, clip)
+    if video is not None:
+        start.video = _read_picture(video, clip)
+    return Given(start, method, scale)
+
+
+def _read_sound(path: Path, clip: ClipSpec) -> Tensor:
+    """The first samples of a file, (1, 1, L) in [-1, 1]."""
+    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz) as reader:
+        samples = torch.from_numpy(reader.read(clip.audio_samples))
+    if len(samples) < clip.audio_samples:
+        _too_short(path, len(samples) / clip.sample_rate_hz, clip)
+    return samples.float()[None, None] / 32768
+
+
+def _read_picture(path: Path, clip: ClipSpec) -> Tensor:
+    """The first frames of a file, (1, F, 3, H, W) in [-1, 1]."""
+    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop") as reader:
+        frames = torch.from_numpy(reader.read(clip.frames))
+    if len(frames) < clip.frames:
+        _too_short(path, len(frames) / clip.fps, clip)
+    return frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+
+
+def _too_short(path: Path, seconds: float, clip: ClipSpec) -> None:
+    raise UserError(
+        f"{path} lasts {seconds:.2f} s; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
+    )

@@ -1,0 +1,174 @@
+"""``mgct train``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from mgct.checkpoint import list_checkpoints, read_checkpoint
+from mgct.commands.sample import find_pipeline
+from mgct.convert import load_mm_diffusion
+from mgct.data.shards import ClipBatch, make_loader
+from mgct.errors import UserError
+from mgct.noise import NoiseSchedule, derive_seed
+from mgct.pipeline import AVPipeline
+from mgct.stages import MGCT, Consistency, Transfer
+from mgct.trainer import Trainer, TrainSettings, count_parameters, make_accelerator
+from mgct.types import ClipSpec
+from mgct.unet import MultimodalUNet
+
+RECOMMENDED = {
+    1: {"ddpm": [100, 1000], "ddim": [25, 1000], "dpm-solver": [12, 50], "dpm-solver++": [8, 50], "unipc": [8, 50]},
+    2: {
+        "ddpm": [100, 1000],
+        "ddim": [12, 1000],
+        "dpm-solver": [9, 50],
+        "dpm-solver++": [4, 50],
+        "unipc": [4, 50],
+        "consistency": [1, 8],
+    },
+}
+"""Samplers and network calls that a model of each stage is meant for."""
+
+
+def train(
+    model: dict[str, Any],
+    data: str = "",
+    out: Path = Path("runs/train"),
+    clip: ClipSpec = ClipSpec(),
+    train: TrainSettings = TrainSettings(),
+    transfer: Transfer = Transfer(),
+    consistency: Consistency = Consistency(),
+    init: str = "",
+    resume: bool = False,
+    config_yaml: str = "",
+) -> None:
+    """Train a model: stage 1 on the multimodal loss, then, once its loss is below δ, stage 2 with the consistency loss.
+
+    Ctrl-C or SIGTERM saves and leaves; --resume true goes on. `mgct sample OUT CLIPS` generates from the result.
+
+    Args:
+        model: the network's settings.
+        data: a folder made by `mgct prepare`, a glob or list of shards or URLs, or world:landscape or world:dance.
+        out: the run folder, made if need be.
+        clip: physical facts of the clips.
+        train: how the run is trained.
+        transfer: when stage 2 starts.
+        consistency: what stage 2 adds.
+        init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
+        resume: go on from the newest checkpoint in the run folder.
+        config_yaml: the whole configuration as YAML, kept in the run folder.
+    """
+    if not data:
+        raise UserError("train needs --data: a folder made by `mgct prepare`, or world:landscape or world:dance")
+    accelerator = make_accelerator(train.precision)
+    found = list_checkpoints(out)
+    if found and not resume:
+        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume true goes on with it")
+    checkpoint = read_checkpoint(out) if resume else None
+    if checkpoint is not None:
+        _check_same_model(checkpoint.state["config"], model, clip, out)
+
+    torch.manual_seed(derive_seed(train.seed, "weights"))
+    unet = MultimodalUNet(**model)
+    if init and checkpoint is None:
+        _load_weights(unet, init)
+    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency)
+
+    def loader(step: int) -> Iterable[ClipBatch]:
+        return make_loader(
+            data,
+            clip,
+            batch_size=train.batch_size // accelerator.num_processes,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            seed=train.seed,
+            start_step=step,
+            num_workers=train.num_workers,
+        )
+
+    def export(network: nn.Module, objective: MGCT, step: int) -> None:  # noqa: ARG001
+        _replace_folder(AVPipeline(network, clip, RECOMMENDED[objective.stage]), out / "model")
+
+    if accelerator.is_main_process:
+        _make_run_folder(out, config_yaml)
+    accelerator.wait_for_everyone()
+    config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
+    trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    say = print if accelerator.is_main_process else _silent
+    say(
+        f"{count_parameters(unet):,} parameters on {accelerator.device} × {accelerator.num_processes}, "
+        f"from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
+        file=sys.stderr,
+    )
+    trainer.fit()
+    say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
+
+
+train.settings_of = {"model": MultimodalUNet}  # type: ignore[attr-defined]
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """Print nothing: what all processes but the first do."""
+
+
+def _plain(values: Any) -> Any:
+    """The same values as JSON gives them back."""
+    return json.loads(json.dumps(values))
+
+
+def _check_same_model(before: dict[str, Any], model: dict[str, Any], clip: ClipSpec, out: Path) -> None:
+    """Refuse to resume with another network or clip, naming what differs."""
+    for part, now in (("model", _plain(model)), ("clip", _plain(vars(clip)))):
+        names = sorted(now.keys() | before[part].keys())
+        changed = [f"{part}.{key}" for key in names if now.get(key) != before[part].get(key)]
+        if changed:
+            raise UserError(f"{out} was trained with other settings ({', '.join(changed)}); see {out / 'config.yaml'}")
+
+
+def _load_weights(unet: MultimodalUNet, source: str) -> None:
+    """Weights of a saved model or run folder, or of an MM-Diffusion file, into the network."""
+    path = Path(source)
+    if path.is_file():
+        load_mm_diffusion(unet, path)
+        return
+    other = AVPipeline.from_pretrained(find_pipeline(source)).unet
+    different = [
+        key for key in unet.config if not key.startswith("_") and _plain(unet.config[key]) != _plain(other.config[key])
+    ]
+    weightless = {"dropout", "cross_attention_shift"}
+    if set(different) - weightless:
+        raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
+    unet.load_state_dict(other.state_dict())
+
+
+def _make_run_folder(out: Path, config_yaml: str) -> None:
+    """Make the run folder and keep the configuration in it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
+        (out / "config.yaml").write_text(text)
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _replace_folder(pipe: AVPipeline, folder: Path) -> None:
+    """Save the pipeline beside ``folder``, then put it in its place."""
+    draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipe.save_pretrained(draft)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

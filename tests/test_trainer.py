@@ -1,0 +1,239 @@
+"""The training loop: exact resume, the transfer, stopping, divergence, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
+from mgct.data.shards import ClipBatch
+from mgct.errors import UserError
+from mgct.noise import NoiseSchedule
+from mgct.stages import MGCT, Consistency, TeacherDirection, Transfer
+from mgct.trainer import Trainer, TrainSettings, make_accelerator
+from mgct.types import AVSample
+from tests.test_unet import TINY, randomised
+
+TRANSFER_STEP = 4
+STEPS = 8
+
+
+def batches(start):
+    """Clips that are a function of their position."""
+    step = start
+    while True:
+        positions = torch.arange(4) + 4 * step
+        generators = [torch.Generator().manual_seed(int(p)) for p in positions]
+        video = [torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=g) for g in generators]
+        audio = [torch.randint(-9000, 9000, (1, 64), dtype=torch.int16, generator=g) for g in generators]
+        clips = AVSample(video=torch.stack(video), audio=torch.stack(audio))
+        yield ClipBatch(clips, [f"clip{p}" for p in positions.tolist()], positions)
+        step += 1
+
+
+def trainer(run: Path, loader=batches, **changes) -> Trainer:
+    run.mkdir(exist_ok=True)
+    settings = {"steps": STEPS, "batch_size": 4, "log_every": 3, "checkpoint_every": 100, "learning_rate": 1e-3}
+    settings = TrainSettings(**{**settings, "precision": "fp32", **changes})
+    objective = MGCT(
+        NoiseSchedule(), Transfer(max_steps=TRANSFER_STEP), Consistency(direction=TeacherDirection())
+    )
+    torch.manual_seed(0)
+    unet = randomised(dropout=0.1)
+    accelerator = make_accelerator(settings.precision)
+    return Trainer(unet, objective, loader, settings, run, {}, lambda *_: None, accelerator)
+
+
+def final(run: Path) -> dict:
+    checkpoint = read_checkpoint(run)
+    assert checkpoint.state["step"] == STEPS
+    return {name: checkpoint.tensors(name) for name in ("model", "ema", "target", "teacher", "optimizer")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed")
+    trainer(run).fit()
+    return run
+
+
+@pytest.mark.parametrize("stop_after", [2, TRANSFER_STEP, 7])
+def test_a_stopped_and_resumed_run_ends_as_the_undisturbed_one(undisturbed, tmp_path, stop_after):
+    first = trainer(tmp_path)
+
+    def loader(start):
+        for batch in batches(start):
+            yield batch
+            first.stop_requested = first.step + 1 >= stop_after
+
+    first.loader = loader
+    first.fit()
+    assert read_checkpoint(tmp_path).state["step"] == stop_after
+    second = trainer(tmp_path)
+    second.load(read_checkpoint(tmp_path))
+    second.fit()
+    for name, tensors in final(undisturbed).items():
+        for key, value in final(tmp_path)[name].items():
+            assert torch.equal(value, tensors[key]), f"{name}.{key}"
+    ours, theirs = read_metrics(tmp_path), read_metrics(undisturbed)
+    for rows in (ours, theirs):
+        for row in rows:
+            row.pop("clips_per_s")
+    assert ours == theirs
+
+
+def test_the_transfer_happens_where_it_should(undisturbed):
+    state = read_checkpoint(undisturbed).state["objective"]
+    assert (state["stage"], state["transfer_step"], state["updates"]) == (2, TRANSFER_STEP, STEPS - TRANSFER_STEP)
+    rows = read_metrics(undisturbed)
+    assert [row["step"] for row in rows] == [3, 6]
+    assert "loss_cm" not in rows[0]
+    assert rows[1]["loss_cm"] > 0
+
+
+def test_micro_batches_change_nothing_but_memory(undisturbed, tmp_path):
+    def without_dropout(run, **changes):
+        one = trainer(run, steps=3, **changes)
+        for module in one.unet.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        one.fit()
+        return one.unet.state_dict()
+
+    whole = without_dropout(tmp_path / "whole")
+    parts = without_dropout(tmp_path / "parts", micro_batch_size=1)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-3, atol=2e-5)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    def same(_):
+        batch = next(batches(0))
+        while True:
+            yield batch
+
+    one = trainer(tmp_path, same, steps=60, learning_rate=3e-3, log_every=10)
+    one.objective.transfer = Transfer()
+    torch.nn.init.zeros_(one.unet.video_head.conv.weight)
+    torch.nn.init.zeros_(one.unet.audio_head.conv.weight)
+    one.fit()
+    losses = [row["loss"] for row in read_metrics(tmp_path)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path):
+    one = trainer(tmp_path)
+
+    def loader(start):
+        for batch in batches(start):
+            if one.step == 2:
+                one.good = {key: value.clone() for key, value in one.unet.state_dict().items()}
+                one.objective.schedule.log_alpha.fill_(float("nan"))
+            yield batch
+
+    one.loader = loader
+    with pytest.raises(UserError, match=r"step 2: the loss or its gradient is not finite .*clip8.*learning_rate"):
+        one.fit()
+    saved = read_checkpoint(tmp_path)
+    assert saved.state["step"] == 2
+    assert all(torch.equal(value, one.good[key]) for key, value in saved.tensors("model").items())
+
+
+def test_only_the_last_checkpoints_stay_and_a_broken_save_leaves_them_whole(tmp_path, monkeypatch):
+    part = {"model": {"a": torch.ones(2)}}
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, part, {}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mgct.checkpoint.save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_checkpoint(tmp_path, 4, part, {}, keep=2)
+    assert read_checkpoint(tmp_path).state["step"] == 3
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = write_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(2)}}, {}, keep=1)
+    (path / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
+        read_checkpoint(tmp_path).tensors("model")
+    with pytest.raises(UserError, match="no checkpoint there"):
+        read_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"steps": 0}, "train.steps must be positive"), ({"ema_decay": 1.0}, "ema_decay")]
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        TrainSettings(**settings)
+
+
+def write_config(path: Path, **train) -> Path:
+    config = {
+        "clip": {"frames": 4, "fps": 10.0, "size": 8, "sample_rate_hz": 160},
+        "model": {key: list(value) if isinstance(value, tuple) else value for key, value in TINY.items()},
+        "train": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 100, "precision": "fp32", **train},
+        "transfer": {"max_steps": 3},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(*arguments, processes=1) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [sys.executable, *launch, "-m", "mgct.cli", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def test_two_processes_give_the_weights_of_one(tiny_shards, tmp_path):
+    config = write_config(tmp_path / "config.yaml", learning_rate=1e-3)
+    for processes in (1, 2):
+        arguments = ["train", "--config", config, "--data", tiny_shards, "--out", tmp_path / f"run{processes}"]
+        subprocess.run(
+            command(*arguments, processes=processes), check=True, env=ENVIRONMENT, capture_output=True, timeout=300
+        )
+    for part in ("model", "ema", "target"):
+        one, two = (read_checkpoint(tmp_path / f"run{n}").tensors(part) for n in (1, 2))
+        norm = torch.sqrt(sum(value.double().square().sum() for value in one.values()))
+        apart = torch.sqrt(sum((one[key].double() - two[key].double()).square().sum() for key in one))
+        assert apart / norm < 1e-6
+
+
+def test_sigterm_saves_and_resume_goes_on(tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(tmp_path / "config.yaml", steps=400)
+    arguments = ["train", "--config", config, "--data", tiny_shards, "--out", run]
+    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not read_metrics(run) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, process.stderr.read()
+    stopped = read_checkpoint(run).state["step"]
+    assert 0 < stopped < 400
+    refused = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1].startswith("mgct: ")
+    assert "--resume true" in refused.stderr
+    subprocess.run(
+        command(*arguments, "--resume", "true", "--train.steps", stopped + 2), env=ENVIRONMENT, check=True, timeout=120
+    )
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, stopped + 3))
+    exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    averaged = read_checkpoint(run).tensors("ema")
+    assert all(torch.equal(exported[key], averaged[key]) for key in averaged)
+    assert json.loads((run / "model" / "model_index.json").read_text())["clip"]["frames"] == 4
