@@ -115,13 +115,13 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     parser = make_parser(function, prog)
     try:
         parsed = parser.parse_args(arguments)
-        options = parser.instantiate_classes(parsed).as_dict()
+        options = parser.instantiate(parsed).as_dict()
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{reason} (see {prog} --help)") from error
     options.pop("config", None)
     if "config_yaml" in inspect.signature(function).parameters:
-        options["config_yaml"] = parser.dump(parsed, skip_none=False)
+        options["config_yaml"] = parser.dump(parsed, skip_unset=False)
     for name in getattr(function, "settings_of", {}):
         options[name] = parsed[name].as_dict()
     function(**options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +15,10 @@ def inspect_media(folder: Path, json: bool = False) -> None:
         folder: searched at any depth; links out of it are not followed.
         json: print JSON instead of a table.
     """
-    from mgct.data.inspect import inspect_folder, summary, table
+    from mgct.data.inspect import as_json, as_summary, as_table, inspect_folder
 
     facts = inspect_folder(folder)
-    print(
-        json_format.dumps([asdict(fact) for fact in facts], indent=1) if json else f"{table(facts)}\n{summary(facts)}"
-    )
+    print(as_json(facts) if json else f"{as_table(facts)}\n\n{as_summary(facts)}")
 
 
 def prepare_shards(

@@ -98,6 +98,7 @@ def train(
     def export(network: nn.Module, objective: MGCT, step: int) -> None:  # noqa: ARG001
         _replace_folder(AVPipeline(network, clip, RECOMMENDED[objective.stage]), out / "model")
 
+    loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     if accelerator.is_main_process:
         _make_run_folder(out, config_yaml)
     accelerator.wait_for_everyone()

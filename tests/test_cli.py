@@ -1,0 +1,144 @@
+"""The command line as a newcomer meets it: help, one-line errors, configs, and the README's own commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgct import cli
+from mgct.unet import MultimodalUNet
+from tests.test_trainer import write_config
+
+ROOT = Path(__file__).parent.parent
+MODEL_CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_help_names_every_command_without_heavy_imports():
+    code = "import sys; from mgct import cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_help(capsys, name):
+    status, out, _ = run(capsys, *name.split(), "--help")
+    assert status in (0, None)
+    assert out.startswith(f"usage: mgct {name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paint"], "no command 'paint'"),
+        (["sample", "no-such-model", "out"], "no-such-model: no such model"),
+        (["sample", "no-such-model", "out", "--nmu", "3"], "nmu"),
+        (["sample", "no-such-model", "out", "--num", "three"], "num"),
+        (["train", "--config", str(ROOT / "configs/micro.yaml")], "train needs --data"),
+        (["train", "--config", "no-such.yaml"], "no-such.yaml"),
+        (["train", "--data", "x", "--train.stepz", "3"], "stepz"),
+        (["train", "--data", "no-such-folder", "--config", str(ROOT / "configs/micro.yaml")], "no-such-folder"),
+        (["prepare", "no-such-folder", "out"], "no-such-folder"),
+        (["worlds", "ocean", "out"], "ocean"),
+        (["plot", "loss", "no-such-run", "x.png"], "no-such-run"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("mgct: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads(path):
+    from mgct.commands.train import train
+    from mgct.trainer import TrainSettings
+
+    parser = cli.make_parser(train, "mgct train")
+    parsed = parser.parse_args([f"--config={path}", "--data=x"])
+    options = parser.instantiate(parsed)
+    assert isinstance(options.train, TrainSettings)
+    model = MultimodalUNet(**parsed.model.as_dict())
+    spec = options.clip
+    depth = len(model.config["channel_mult"]) - 1
+    assert spec.size % 2**depth == 0
+    assert spec.audio_samples % 4**depth == 0
+    parameters = sum(p.numel() for p in model.parameters())
+    if path.stem == "paper":
+        assert parameters == 133_675_524
+    if path.stem == "small":
+        assert parameters <= 8_000_000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/clips").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_clip_config_is_the_clip_of_its_model(path):
+    assert yaml.safe_load(path.read_text()) == yaml.safe_load((ROOT / "configs" / path.name).read_text())["clip"]
+
+
+def test_an_objective_is_chosen_in_the_yaml(tmp_path):
+    from mgct.commands.train import train
+    from mgct.losses import PseudoHuber
+    from mgct.stages import LogSnrGrid, TeacherDirection
+
+    path = tmp_path / "config.yaml"
+    choices = {
+        "distance": {"class_path": "PseudoHuber", "init_args": {"c": 0.1}},
+        "grid": {"class_path": "LogSnrGrid", "init_args": {"num_points": 20}},
+        "direction": {"class_path": "TeacherDirection"},
+    }
+    path.write_text(yaml.safe_dump({"consistency": choices}))
+    parser = cli.make_parser(train, "mgct train")
+    options = parser.instantiate(parser.parse_args([f"--config={path}", "--consistency.ratio.value=0.7"]))
+    assert options.consistency.distance == PseudoHuber(0.1)
+    assert options.consistency.grid == LogSnrGrid(20)
+    assert options.consistency.direction == TeacherDirection()
+    assert options.consistency.ratio.value == 0.7
+
+
+def readme_commands() -> list[str]:
+    """The mgct commands in the README's shell blocks, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("mgct ")]
+
+
+def test_the_readme_s_commands_run_at_tiny_size(capsys, monkeypatch, tmp_path):
+    import torch
+
+    from mgct.data.media import write_mp4
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "clips").mkdir(parents=True)
+    config = write_config(tmp_path / "configs" / "micro.yaml")
+    spec = yaml.safe_load(config.read_text())["clip"]
+    (tmp_path / "configs" / "clips" / "micro.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "videos").mkdir()
+    for number in range(8):
+        generator = torch.Generator().manual_seed(number)
+        video = torch.randint(0, 256, (12, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        audio = torch.randint(-9000, 9000, (1, 9600), generator=generator, dtype=torch.int16)
+        write_mp4(tmp_path / "videos" / f"{number}.mp4", video, audio, fps=10, sample_rate_hz=8000)
+    commands = readme_commands()
+    assert {shlex.split(line)[1] for line in commands} >= {"inspect", "prepare", "train", "sample", "plot"}
+    for line in commands:
+        status, _, err = run(capsys, *shlex.split(line)[1:])
+        assert status == 0, f"{line}: {err}"
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 8
+    assert (tmp_path / "clips.png").stat().st_size > 1000

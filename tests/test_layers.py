@@ -1,0 +1,69 @@
+"""Imports point downwards."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mgct
+
+ROOT = Path(mgct.__file__).parent
+LAYERS = [
+    {"errors", "types"},
+    {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
+    {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},
+    {"data.shards", "metrics.encoders", "metrics.corruptions"},
+    {"losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
+    {"stages", "samplers", "upsampler", "metrics.evaluate"},
+    {"pipeline", "checkpoint"},
+    {"trainer"},
+    {"commands"},
+    {"cli", ""},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+SHORTCUTS = {("unet", "convert")}
+"""Imports at call time that point upwards: `MultimodalUNet.from_mm_diffusion` is `convert.load_mm_diffusion`."""
+
+
+def part_of(module: str) -> str | None:
+    """The named part of the package that a module belongs to."""
+    names = module.split(".")
+    return next((".".join(names[:n]) for n in range(len(names), 0, -1) if ".".join(names[:n]) in LEVEL), None)
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__") if name != "__init__" else "", path
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mgct":
+            base = node.module.removeprefix("mgct").removeprefix(".")
+            for alias in node.names:
+                joined = f"{base}.{alias.name}".removeprefix(".")
+                yield joined if part_of(joined) == joined or not base else base
+
+
+def test_every_module_has_a_layer():
+    assert not [
+        name for name, _ in modules() if name not in ("data", "metrics", "data.worlds") and part_of(name) is None
+    ]
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name or "mgct") for name, path in modules()])
+def test_imports_point_downwards(name, path):
+    own = part_of(name)
+    if own is None:
+        return
+    for target in imported(path):
+        other = part_of(target)
+        if other is None or other == own or (own, other) in SHORTCUTS:
+            continue
+        assert LEVEL[other] < LEVEL[own], f"{name} imports {target}, which is not below it"
+
+
+def test_only_media_imports_pyav():
+    users = {name for name, path in modules() if "import av" in path.read_text()}
+    assert users == {"data.media"}
