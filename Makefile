@@ -19,7 +19,7 @@ demo: $(READY)  ## a small world, prepared, learned through both stages in about
 	$(BIN)/mgct prepare $(DEMO)/videos $(DEMO)/shards --clip configs/clips/micro.yaml
 	$(BIN)/mgct train --config configs/demo.yaml --data $(DEMO)/shards --out $(DEMO)/run
 	$(BIN)/mgct sample $(DEMO)/run $(DEMO)/clips --num 8
-	$(BIN)/mgct plot compare $(DEMO)/videos $(DEMO)/clips $(DEMO)/contact_sheet.png --num 4 --clip configs/clips/micro.yaml
+	$(BIN)/mgct plot compare $(DEMO)/videos $(DEMO)/clips $(DEMO)/contact_sheet.png --num 4
 	$(BIN)/mgct plot loss $(DEMO)/run $(DEMO)/loss.png
 	@echo "clips: $(DEMO)/clips/*.mp4   contact sheet: $(DEMO)/contact_sheet.png   loss curve: $(DEMO)/loss.png"
 

@@ -112,6 +112,15 @@ def test_an_objective_is_chosen_in_the_yaml(tmp_path):
     assert options.consistency.ratio.value == 0.7
 
 
+def test_a_yes_or_no_option_needs_no_value():
+    def function(folder: str, strict: bool = False, num: int = 1) -> None:
+        """Do nothing."""
+
+    assert cli.complete_flags(function, ["a", "--strict"]) == ["a", "--strict=true"]
+    assert cli.complete_flags(function, ["--strict", "--num", "1", "a"]) == ["--strict=true", "--num", "1", "a"]
+    assert cli.complete_flags(function, ["--strict", "false"]) == ["--strict", "false"]
+
+
 def readme_commands() -> list[str]:
     """The mgct commands in the README's shell blocks, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mgct.types import AVSample
+
+Resample = Callable[[Tensor], Tensor]
 
 
 def zero_init(layer: nn.Linear | nn.Conv1d | nn.Conv3d) -> nn.Module:
@@ -48,35 +53,45 @@ class GroupNorm(nn.GroupNorm):
 
 
 class VideoConv(nn.Module):
-    """A 3×3 convolution over each frame, then a convolution of width 3 over the frames; nothing in between."""
+    """A 3×3 convolution over each frame, then a convolution of width 3 over the frames; nothing in between.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    With ``down`` the result is averaged over 2×2 pixels. That is done between the two convolutions, where it gives the
+    same (the second does not mix pixels) and makes the second four times cheaper.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, down: bool = False) -> None:
         super().__init__()
+        self.down = down
         self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.temporal = nn.Conv1d(out_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, F, H, W, C_in) → (B, F, H, W, C_out)."""
-        batch, frames, height, width, _ = x.shape
-        h = self.spatial(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        h = h.reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
+        """(B, F, H, W, C_in) → (B, F, H, W, C_out); with ``down``, (B, F, H/2, W/2, C_out)."""
+        batch, frames = x.shape[:2]
+        h = self.spatial(x.flatten(0, 1).permute(0, 3, 1, 2))
+        if self.down:
+            h = F.avg_pool2d(h, 2)
+        height, width = h.shape[2:]
+        h = h.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
         h = F.conv2d(h, self.temporal.weight[..., None], self.temporal.bias, padding=(1, 0)).permute(0, 2, 3, 1)
         return h.reshape(batch, frames, height, width, -1)
 
 
 class AudioConv(nn.Module):
-    """A dilated convolution of width 3 that keeps the length."""
+    """A dilated convolution of width 3 that keeps the length; with ``down``, its mean over each four samples."""
 
-    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1, down: bool = False) -> None:
         super().__init__()
+        self.down = down
         self.conv = nn.Conv1d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C_in) → (B, L, C_out)."""
+        """(B, L, C_in) → (B, L, C_out); with ``down``, (B, L/4, C_out)."""
         row = x[:, None].permute(0, 3, 1, 2)
         weight, dilation = self.conv.weight[:, :, None], (1, self.dilation)
-        return F.conv2d(row, weight, self.conv.bias, padding=(0, self.dilation), dilation=dilation)[:, :, 0].mT
+        h = F.conv2d(row, weight, self.conv.bias, padding=(0, self.dilation), dilation=dilation)[:, :, 0].mT
+        return audio_down(h) if self.down else h
 
 
 class VideoHead(nn.Module):
@@ -111,9 +126,8 @@ def video_down(x: Tensor) -> Tensor:
 
 def video_up(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, 2H, 2W, C): each pixel repeated."""
-    batch, frames, height, width, channels = x.shape
-    wide = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2, -1)
-    return wide.reshape(batch, frames, 2 * height, 2 * width, channels)
+    frames = x.flatten(0, 1).permute(0, 3, 1, 2)
+    return F.interpolate(frames, scale_factor=2, mode="nearest").permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def audio_down(x: Tensor) -> Tensor:
@@ -123,7 +137,8 @@ def audio_down(x: Tensor) -> Tensor:
 
 def audio_up(x: Tensor) -> Tensor:
     """(B, L, C) → (B, 4L, C): each sample repeated."""
-    return x.repeat_interleave(4, dim=1)
+    row = x[:, None].permute(0, 3, 1, 2)
+    return F.interpolate(row, scale_factor=(1, 4), mode="nearest")[:, :, 0].mT
 
 
 def identity(x: Tensor) -> Tensor:
@@ -131,22 +146,47 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+RESAMPLING = {
+    "none": AVSample(video={}, audio={}),
+    "down": AVSample(video={"down": video_down}, audio={"down": audio_down}),
+    "up": AVSample(video={"up": video_up}, audio={"up": audio_up}),
+}
+"""How the paths of a residual block resample, by the block's kind."""
+
+
 class ResidualPath(nn.Module):
-    """One modality's way through a residual block: norm, SiLU, convolution, resampling; norm, FiLM, SiLU, pointwise."""
+    """One modality's way through a residual block: norm, SiLU, convolution; norm, FiLM, SiLU, pointwise; plus the skip.
+
+    A block that goes up repeats the sum's pixels or samples at the end. The reference repeats before the second norm;
+    everything from there on is pointwise, so the result is the same and costs a quarter. (In training, one dropout mask
+    then holds for the whole repeated group.)
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        conv: `VideoConv` or `AudioConv`; one that goes down does so itself.
+        down: the same downsampling, for the skip.
+        up: upsampling of the sum.
+        dropout: probability.
+        num_groups: of the group norms.
+    """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         conv: nn.Module,
-        resample: Callable[[Tensor], Tensor],
+        *,
+        down: Resample = identity,
+        up: Resample = identity,
         dropout: float,
         num_groups: int,
     ) -> None:
         super().__init__()
         self.norm_in = GroupNorm(num_groups, in_channels)
         self.conv = conv
-        self.resample = resample
+        self.down = down
+        self.up = up
         self.norm_out = GroupNorm(num_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.project = zero_init(nn.Linear(out_channels, out_channels))
@@ -154,10 +194,10 @@ class ResidualPath(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
-        h = self.resample(self.conv(F.silu(self.norm_in(x))))
+        h = self.conv(F.silu(self.norm_in(x)))
         scale, shift = film.view(film.shape[0], *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
         h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
-        return self.skip(self.resample(x)) + self.project(self.dropout(h))
+        return self.up(self.skip(self.down(x)) + self.project(self.dropout(h)))
 
 
 class SelfAttention(nn.Module):
@@ -185,8 +225,7 @@ class ResBlock(nn.Module):
         out_channels: C_out.
         embed_channels: width of the time embedding.
         audio_dilation: of the audio convolution.
-        video_resample: `video_down`, `video_up` or `identity`, applied after the convolution and to the skip.
-        audio_resample: `audio_down`, `audio_up` or `identity`.
+        resample: ``down`` halves height and width and quarters the audio length; ``up`` is the opposite.
         video_attention: attention over space, then over time.
         audio_attention: attention over the audio tokens.
         num_heads: of the self-attention.
@@ -201,8 +240,7 @@ class ResBlock(nn.Module):
         embed_channels: int,
         *,
         audio_dilation: int,
-        video_resample: Callable[[Tensor], Tensor] = identity,
-        audio_resample: Callable[[Tensor], Tensor] = identity,
+        resample: Literal["none", "down", "up"] = "none",
         video_attention: bool = False,
         audio_attention: bool = False,
         num_heads: int,
@@ -211,10 +249,18 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.film = nn.Linear(embed_channels, 2 * out_channels)
-        video_conv = VideoConv(in_channels, out_channels)
-        audio_conv = AudioConv(in_channels, out_channels, audio_dilation)
-        self.video = ResidualPath(in_channels, out_channels, video_conv, video_resample, dropout, num_groups)
-        self.audio = ResidualPath(in_channels, out_channels, audio_conv, audio_resample, dropout, num_groups)
+        down = resample == "down"
+        convs = AVSample(
+            video=VideoConv(in_channels, out_channels, down),
+            audio=AudioConv(in_channels, out_channels, audio_dilation, down),
+        )
+        paths = convs.map(
+            lambda conv, resampling: ResidualPath(
+                in_channels, out_channels, conv, **resampling, dropout=dropout, num_groups=num_groups
+            ),
+            RESAMPLING[resample],
+        )
+        self.video, self.audio = paths.video, paths.audio
         self.spatial_attention = SelfAttention(out_channels, num_heads, num_groups) if video_attention else None
         self.temporal_attention = SelfAttention(out_channels, num_heads, num_groups) if video_attention else None
         self.audio_attention = SelfAttention(out_channels, num_heads, num_groups) if audio_attention else None

@@ -1,7 +1,7 @@
 """The run folder: checkpoints that are whole or absent, and the metrics log.
 
 ``RUN/checkpoints/step-00001000/`` holds one safetensors file per network (``model``, ``ema``, in stage 2 ``target``),
-one for the optimiser, and ``state.json``. A checkpoint is written beside its place and renamed, so one that has its name
+one for the optimiser, and ``state.json``. A checkpoint is written beside its place and renamed, so what has its name
 is whole. Nothing is pickled.
 """
 

@@ -29,6 +29,9 @@ COMMANDS = {
     "worlds": Command("mgct.commands.data", "write_videos", "write videos of a procedural world"),
     "train": Command("mgct.commands.train", "train", "train a model through both stages, or go on with a run"),
     "sample": Command("mgct.commands.sample", "sample", "generate clips with sound"),
+    "evaluate": Command("mgct.commands.evaluate", "evaluate_clips", "measure generated clips against real ones"),
+    "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side"),
+    "weights": Command("mgct.commands.evaluate", "get_weights", "get the weights of a measuring network"),
     "plot clips": Command("mgct.commands.plot", "plot_clips", "draw clips: frames over spectrograms"),
     "plot compare": Command("mgct.commands.plot", "plot_compare", "draw two sets of clips against each other"),
     "plot sheet": Command("mgct.commands.plot", "plot_sheet", "put clips into one video, a grid that plays with sound"),
@@ -104,6 +107,17 @@ def make_parser(function: Callable[..., Any], prog: str) -> Any:
     return parser
 
 
+def complete_flags(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``true`` given to every yes-or-no option that stands without a value."""
+    parameters = inspect.signature(function).parameters.values()
+    flags = {f"--{parameter.name}" for parameter in parameters if isinstance(parameter.default, bool)}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{word}=true" if word in flags and after.startswith("-") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
 def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     """Parse and call.
 
@@ -114,7 +128,7 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
 
     parser = make_parser(function, prog)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(complete_flags(function, arguments))
         options = parser.instantiate(parsed).as_dict()
     except ArgumentError as error:
         reason = " ".join(str(error).split())

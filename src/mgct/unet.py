@@ -122,9 +122,6 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 return None
             return cross_attention(channels, window_at[factor], cross_attention_shift)
 
-        down = {"video_resample": blocks.video_down, "audio_resample": blocks.audio_down}
-        up = {"video_resample": blocks.video_up, "audio_resample": blocks.audio_up}
-
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, model_channels), nn.SiLU(), nn.Linear(model_channels, model_channels)
         )
@@ -141,7 +138,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.encoder.append(UNetBlock(res_block(channels, channels, len(skips), 0, **down)))
+                self.encoder.append(UNetBlock(res_block(channels, channels, len(skips), 0, resample="down")))
                 skips.append(channels)
 
         last = len(skips)
@@ -160,7 +157,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 index = len(skips) - 1
                 res = res_block(channels + skips.pop(), width, index, 2**level)
                 rises = level > 0 and position == num_res_blocks
-                grow = res_block(width, width, index - 1, 0, **up) if rises else None
+                grow = res_block(width, width, index - 1, 0, resample="up") if rises else None
                 self.decoder.append(UNetBlock(res, cross_at(2**level, width), grow))
                 channels = width
 

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from mgct import plots
 from mgct.checkpoint import read_metrics
 from mgct.data.media import write_mp4
-from mgct.data.shards import read_all
 from mgct.errors import UserError
+from mgct.metrics.sources import open_source
 from mgct.types import AVSample, ClipSpec, dequantise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_clips(clips: str, out: Path, clip: ClipSpec = ClipSpec(), num: int = 8) -> None:
+def plot_clips(clips: str, out: Path, clip: ClipSpec | None = None, num: int = 8) -> None:
     """Draw clips into a PNG: each one's frames in a row above its spectrogram (the paper's Figure 2).
 
     Args:
         clips: a folder of videos, a folder made by `mgct prepare`, or the clips of `mgct sample`.
         out: the PNG to write.
-        clip: how to read the clips.
+        clip: how to read a folder of videos; found out where the folder says.
         num: how many.
     """
-    _save(plots.clips_figure(_first(clips, clip, num), clip), out)
+    _save(plots.clips_figure(*_first(clips, clip, num)), out)
 
 
 def plot_compare(
-    clips: str, others: str, out: Path, clip: ClipSpec = ClipSpec(), num: int = 4, names: str = "real,generated"
+    clips: str, others: str, out: Path, clip: ClipSpec | None = None, num: int = 4, names: str = "real,generated"
 ) -> None:
     """Draw two sets of clips into a PNG, one above the other (the paper's Figure 3).
 
@@ -39,19 +39,20 @@ def plot_compare(
         clips: the upper set, as in `mgct plot clips`.
         others: the lower set.
         out: the PNG to write.
-        clip: how to read the clips.
+        clip: how to read a folder of videos; found out where the folder says.
         num: how many of each.
         names: what to call the two, with a comma between.
     """
     upper, _, lower = names.partition(",")
-    groups = {upper: _first(clips, clip, num), lower: _first(others, clip, num)}
-    _save(plots.compare_figure(groups, clip), out)
+    below, spec = _first(others, clip, num)
+    above, _ = _first(clips, clip or spec, num)
+    _save(plots.compare_figure({upper: above, lower: below}, spec), out)
 
 
 def plot_sheet(
     clips: str,
     out: Path,
-    clip: ClipSpec = ClipSpec(),
+    clip: ClipSpec | None = None,
     num: int = 9,
     sound: Literal["sequential", "mixed"] = "sequential",
 ) -> None:
@@ -60,12 +61,13 @@ def plot_sheet(
     Args:
         clips: as in `mgct plot clips`.
         out: the mp4 to write.
-        clip: how to read the clips.
+        clip: how to read a folder of videos; found out where the folder says.
         num: how many.
         sound: one clip after the other, or all at once.
     """
-    video, audio = plots.animated_sheet(_first(clips, clip, num), clip, sound)
-    write_mp4(out, video, audio, fps=clip.fps, sample_rate_hz=clip.sample_rate_hz)
+    first, spec = _first(clips, clip, num)
+    video, audio = plots.animated_sheet(first, spec, sound)
+    write_mp4(out, video, audio, fps=spec.fps, sample_rate_hz=spec.sample_rate_hz)
     print(out)
 
 
@@ -82,18 +84,22 @@ def plot_loss(run: Path, out: Path) -> None:
     _save(plots.loss_figure(rows), out)
 
 
-def _first(source: str, clip: ClipSpec, num: int) -> AVSample:
-    """The first ``num`` clips of a source, in [-1, 1]."""
-    parts: list[AVSample] = []
-    for batch in read_all(source, clip):
-        parts.append(batch.clips)
-        if sum(len(part.video) for part in parts) >= num:
-            break
-    if not parts:
+def clip_of(source: str) -> ClipSpec | None:
+    """The facts of the clips that `mgct sample` left in a folder; None: it is not such a folder."""
+    record = Path(source) / "sampling.json"
+    if not record.is_file():
+        return None
+    made = json.loads(record.read_text())
+    clip = ClipSpec(**made["clip"])
+    return clip if made["seconds"] is None else replace(clip, frames=round(made["seconds"] * clip.fps))
+
+
+def _first(source: str, clip: ClipSpec | None, num: int) -> tuple[AVSample, ClipSpec]:
+    """The first ``num`` clips of a source in [-1, 1], and their facts."""
+    opened = open_source(source, clip or clip_of(source))
+    if not len(opened):
         raise UserError(f"{source}: no clips there")
-    return dequantise(
-        AVSample(video=torch.cat([p.video for p in parts]), audio=torch.cat([p.audio for p in parts]))
-    ).map(lambda x: x[:num])
+    return dequantise(opened.read(range(min(num, len(opened))))), opened.spec
 
 
 def _save(figure: Figure, out: Path) -> None:

@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train a model: stage 1 on the multimodal loss, then, once its loss is below δ, stage 2 with the consistency loss.
 
-    Ctrl-C or SIGTERM saves and leaves; --resume true goes on. `mgct sample OUT CLIPS` generates from the result.
+    Ctrl-C or SIGTERM saves and leaves; --resume goes on. `mgct sample OUT CLIPS` generates from the result.
 
     Args:
         model: the network's settings.
@@ -72,7 +72,7 @@ def train(
     accelerator = make_accelerator(train.precision)
     found = list_checkpoints(out)
     if found and not resume:
-        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume true goes on with it")
+        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
     checkpoint = read_checkpoint(out) if resume else None
     if checkpoint is not None:
         _check_same_model(checkpoint.state["config"], model, clip, out)
