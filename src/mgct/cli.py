@@ -100,7 +100,7 @@ def make_parser(function: Callable[..., Any], prog: str) -> Any:
     summary = (inspect.getdoc(function) or "").split("\n\n")[0]
     parser = ArgumentParser(prog=prog, description=summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
-    skip = {*classes, "config_yaml"}
+    skip: set[str | int] = {*classes, "config_yaml"}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip, fail_untyped=True)
     for name, class_type in classes.items():
         parser.add_class_arguments(class_type, name, instantiate=False, fail_untyped=False)

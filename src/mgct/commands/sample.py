@@ -66,7 +66,7 @@ def sample(
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")
     state = PartialState()
-    pipe = AVPipeline.from_pretrained(find_pipeline(model)).to(state.device)
+    pipe: AVPipeline = AVPipeline.from_pretrained(find_pipeline(model)).to(state.device)  # type: ignore[attr-defined]
     options = SamplingOptions(
         steps=steps, sampler=sampler, seed=seed, batch_size=batch_size, progress=state.is_main_process
     )

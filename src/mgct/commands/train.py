@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mgct.trainer import Trainer, TrainSettings, count_parameters, make_accelera
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
-RECOMMENDED = {
+RECOMMENDED: dict[int, dict[str, Sequence[int]]] = {
     1: {"ddpm": [100, 1000], "ddim": [25, 1000], "dpm-solver": [12, 50], "dpm-solver++": [8, 50], "unipc": [8, 50]},
     2: {
         "ddpm": [100, 1000],
@@ -168,7 +168,7 @@ def _replace_folder(pipe: AVPipeline, folder: Path) -> None:
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    pipe.save_pretrained(draft)
+    pipe.save_pretrained(draft)  # type: ignore[attr-defined]
     if folder.exists():
         folder.rename(old)
     draft.rename(folder)

@@ -1,1 +1,1 @@
-"""Measuring: distances between feature sets, encoders, protocols."""
+"""Measuring: distances between feature sets, encoders, synchrony, protocols, metric cards."""

@@ -1,0 +1,358 @@
+"""Error of every sampler against its network calls, on two problems whose score is known exactly.
+
+    python benchmarks/sampling.py             # everything but that: under a minute
+    python benchmarks/sampling.py --trained   # networks trained with the package's losses: minutes
+
+Gaussian: zero-mean data with standard deviation 0.5 (as video) and 0.3 (as audio). Every sampler is linear there, so
+    the
+standard deviation of what it makes is computed, not estimated: one column of x per independent draw. Error: the larger
+relative error of the two standard deviations.
+
+Mixture: two modes, (-0.6, -0.4) and (0.6, 0.4) of standard deviation 0.05 and 0.03 in (video, audio), so the two
+    modalities
+must agree on the mode. Error: mean over the modalities of the Wasserstein-1 distance between 2^15 samples and the
+exact quantiles; in brackets the percentage of samples whose modalities disagree.
+
+Told: the Gaussian problem again, when the network is told the timestep rounded or truncated to an integer.
+
+Ending: dpm-solver++ on the mixture with its grid ending (a) at timestep 0 by a second-order step, (b) the same by a
+first-order step, (c) clean from the last point but one, (d) clean from timestep 0.
+
+Conditions: two correlated Gaussian numbers, the first given; slope and spread of the second.
+
+Trained: eight coupled modes in 2 + 2 dimensions, an MLP trained by stage 1 and then by the combined loss; energy
+    distance
+× 1000 of 4,096 samples. It chose the consistency sampler's timesteps and its way back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mgct import losses, samplers
+from mgct.noise import NoiseSchedule
+from mgct.samplers import Point, Predict
+from mgct.types import AVSample
+
+CALLS = (1, 2, 4, 6, 8, 9, 10, 12, 15, 20, 50)
+STDS = (0.5, 0.3)
+MODES, WIDTHS = torch.tensor([0.6, 0.4], dtype=torch.float64), torch.tensor([0.05, 0.03], dtype=torch.float64)
+SCHEDULE = NoiseSchedule()
+Run = Callable[[Predict, Tensor, int, Callable[[int], Tensor]], Tensor]
+
+
+def gaussian_error(run: Run, calls: int) -> float:
+    """Largest relative error of the standard deviation over the two modalities, without sampling error."""
+    errors = []
+    for std in STDS:
+
+        def predict(x: Tensor, point: Point, std: float = std) -> Tensor:
+            return x * point.sigma / (point.alpha**2 * std**2 + point.sigma**2)
+
+        columns = calls + 1
+        start = torch.zeros(1, columns, dtype=torch.float64)
+        start[0, 0] = 1
+
+        def draw(step: int, columns: int = columns) -> Tensor:
+            noise = torch.zeros(1, columns, dtype=torch.float64)
+            noise[0, step + 1] = 1
+            return noise
+
+        errors.append(abs(run(predict, start, calls, draw).norm().item() / std - 1))
+    return max(errors)
+
+
+def mixture_noise(x: Tensor, point: Point) -> Tensor:
+    """The exact ε of the mixture for x (B, 2): that of each mode, weighted by the mode's posterior probability."""
+    variance = point.alpha**2 * WIDTHS**2 + point.sigma**2
+    sign = torch.tanh((x * point.alpha * MODES / variance).sum(1, keepdim=True))
+    return point.sigma * (x - point.alpha * MODES * sign) / variance
+
+
+def mixture_error(run: Run, calls: int, samples: int = 2**15) -> tuple[float, float]:
+    """Wasserstein-1 distance (mean over the modalities) and the share of samples whose modalities disagree."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    sobol = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(samples, dtype=torch.float64)
+    start = normal.icdf(sobol.clamp(1e-9, 1 - 1e-9))
+    out = run(mixture_noise, start, calls, lambda _: torch.randn(start.shape, generator=generator, dtype=torch.float64))
+    half = normal.icdf((torch.arange(samples // 2, dtype=torch.float64) + 0.5) / (samples // 2))[:, None] * WIDTHS
+    quantiles = torch.cat([half - MODES, half + MODES]).sort(0).values
+    distance = (out.sort(0).values - quantiles).abs().mean().item()
+    return distance, (out.prod(1) < 0).double().mean().item()
+
+
+def named(name: str) -> Run:
+    """A sampler of the package, without clipping of x̂0."""
+    return lambda predict, x, calls, draw: samplers.SAMPLERS[name].run(predict, x, SCHEDULE, calls, draw)
+
+
+def allowed(name: str, calls: int) -> bool:
+    """Whether the sampler takes so many calls."""
+    return samplers.SAMPLERS[name].min_steps <= calls <= samplers.SAMPLERS[name].max_steps
+
+
+def table(title: str, cell: Callable[[str, int], str]) -> str:
+    """A Markdown table, samplers down and calls across."""
+    lines = [f"| {title} | " + " | ".join(str(calls) for calls in CALLS) + " |", "|---|" + "---|" * len(CALLS)]
+    for name in samplers.SAMPLERS:
+        cells = [cell(name, calls) if allowed(name, calls) else "" for calls in CALLS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mixture_cell(name: str, calls: int) -> str:
+    """One entry of the mixture's table."""
+    distance, disagree = mixture_error(named(name), calls)
+    return f"{distance:.4f} ({100 * disagree:.1f})"
+
+
+def told_error(name: str, calls: int, rounding: Callable[[float], float]) -> float:
+    """`gaussian_error` when the network is told another timestep than that of its input."""
+
+    def run(predict: Predict, x: Tensor, calls: int, draw: Callable[[int], Tensor]) -> Tensor:
+        def told(x: Tensor, point: Point) -> Tensor:
+            timestep = torch.tensor([float(rounding(point.timestep))])
+            alpha, sigma = SCHEDULE.level(timestep)
+            return predict(x, Point(timestep.item(), alpha.item(), sigma.item()))
+
+        return named(name)(told, x, calls, draw)
+
+    return gaussian_error(run, calls)
+
+
+def told_table() -> str:
+    """Error by what the network is told."""
+    columns = [(name, calls) for name in ("dpm-solver++", "unipc") for calls in (12, 20, 50, 200)]
+    titles = [f"{name} {calls}" for name, calls in columns]
+    lines = ["| told | " + " | ".join(titles) + " |", "|---|" + "---|" * len(columns)]
+    for label, rounding in (("as it is", float), ("rounded", round), ("truncated", math.floor)):
+        cells = [f"{told_error(name, calls, rounding):.1e}" for name, calls in columns]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ending_table() -> str:
+    """Mixture error of dpm-solver++ by where and how its grid ends."""
+
+    def at_zero_by_first_order(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
+        *start, before, last = samplers.log_snr_grid(SCHEDULE, calls + 1)
+        x = samplers.dpm_solver_pp(predict, x, [*start, before]) if start else x
+        return samplers.ddim(predict, x, [before, last])
+
+    def second_order(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
+        return samplers.dpm_solver_pp(predict, x, samplers.log_snr_grid(SCHEDULE, calls + 1))
+
+    def clean_from_last_but_one(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
+        return samplers.dpm_solver_pp(predict, x, [*samplers.log_snr_grid(SCHEDULE, calls + 1)[:-1], samplers.CLEAN])
+
+    def clean_from_zero(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
+        return samplers.dpm_solver_pp(predict, x, [*samplers.log_snr_grid(SCHEDULE, calls), samplers.CLEAN])
+
+    runs = {"(a)": second_order, "(b)": at_zero_by_first_order, "(c)": clean_from_last_but_one, "(d)": clean_from_zero}
+    calls = (4, 6, 8, 10, 12, 15, 20, 50)
+    lines = ["| dpm-solver++ | " + " | ".join(map(str, calls)) + " |", "|---|" + "---|" * len(calls)]
+    for name, run in runs.items():
+        lines.append(f"| {name} | " + " | ".join(f"{mixture_error(run, n)[0]:.4f}" for n in calls) + " |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------- conditions
+
+
+def conditional_line(method: str, name: str, calls: int, scale: float, rho: float = 0.8, count: int = 2000) -> str:
+    """Slope and spread of a generated number on the given one, correlated Gaussians of deviation 0.5."""
+    covariance = 0.25 * torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
+
+    def predict(x: Tensor, point: Point) -> Tensor:
+        return point.sigma * x @ (point.alpha**2 * covariance + point.sigma**2 * torch.eye(2, dtype=x.dtype)).inverse()
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(_: int = 0) -> Tensor:
+        return torch.randn(count, 2, generator=generator, dtype=torch.float64)
+
+    x, given = draw(), 0.5 * draw()
+    known = samplers.Known(given, torch.tensor([True, False]), x)
+    if method == "mm-diffusion":
+        out = samplers.guided_ddpm(predict, x, samplers.integer_grid(SCHEDULE, calls), draw, known, scale)
+    else:
+        wrapped = (
+            samplers.replaced(predict, known) if method == "replacement" else samplers.guided(predict, known, scale)
+        )
+        out = samplers.SAMPLERS[name].run(wrapped, x, SCHEDULE, calls, draw)
+    out = known.impose(out, samplers.CLEAN)
+    slope = ((out[:, 1] * out[:, 0]).sum() / (out[:, 0] ** 2).sum()).item()
+    return f"{slope:.2f}, {(out[:, 1] - slope * out[:, 0]).std().item():.2f}"
+
+
+def conditional_table() -> str:
+    """The conditional methods on correlated Gaussians; the truth is 0.80, 0.30."""
+    lines = [
+        "| truth 0.80, 0.30 | replacement | guided, 8 | mm-diffusion, 16 | mm-diffusion, 61 |",
+        "|---|---|---|---|---|",
+    ]
+    plan = [("dpm-solver++", 12), ("dpm-solver++", 20), ("unipc", 12), ("dpm-solver", 20), ("consistency", 4)]
+    for name, calls in [*plan, ("ddpm", 200), ("ddpm", 1000)]:
+        cells = [conditional_line(method, name, calls, 8.0) for method in ("replacement", "guided")]
+        ancestral = name == "ddpm"
+        cells += [conditional_line("mm-diffusion", name, calls, s) if ancestral else "" for s in (16.0, 61.4)]
+        lines.append(f"| {name}, {calls} calls | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------- trained networks
+
+SHAPES = AVSample(video=(1, 1, 1, 2), audio=(1, 2))
+
+
+def eight_modes(count: int, generator: torch.Generator) -> AVSample:
+    """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
+    angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
+    centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
+    return samplers.unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
+
+
+class MLP(nn.Module):
+    """ε_θ on these clips, called as `MultimodalUNet`."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.frequencies = torch.exp(-math.log(1e4) * torch.arange(32) / 32)
+        widths = [4 + 64, width, width, width]
+        hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 4))
+
+    def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, window_shift: object = None) -> AVSample:  # noqa: ARG002
+        """Predicted noise."""
+        clips = AVSample(video=video, audio=audio)
+        phase = timestep.float().expand(len(video))[:, None] * self.frequencies
+        out = self.layers(torch.cat([samplers.pack(clips), phase.cos(), phase.sin()], 1))
+        return samplers.unpack(out, SHAPES)
+
+
+def trained(weight: losses.Weight, steps: int) -> nn.Module:
+    """Half of the steps by the multimodal loss, half by the mean of it and the consistency loss (N = 50)."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model = MLP()
+    average = copy.deepcopy(model)
+    target = model
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    grid = torch.linspace(0, SCHEDULE.num_timesteps - 1, 50)
+    for step in range(steps):
+        if step == steps // 2:
+            target = copy.deepcopy(model)
+        optimiser.param_groups[0]["lr"] = 1e-3 * min(1.0, 4 * (1 - step / steps))
+        clips = eight_modes(256, generator)
+        noise = clips.map(lambda part: torch.randn(part.shape, generator=generator))
+        timestep = torch.randint(SCHEDULE.num_timesteps, (256,), generator=generator)
+        loss = losses.multimodal_loss(model, clips, noise, timestep, SCHEDULE).loss.mean()
+        if step >= steps // 2:
+            pair = torch.randint(len(grid) - 1, (256,), generator=generator)
+            along = losses.consistency_loss(
+                model,
+                target,
+                clips,
+                noise,
+                grid[pair],
+                grid[pair + 1],
+                SCHEDULE,
+                predict=lambda x, t, target=target: target(x.video, x.audio, t),
+                weight=weight,
+            )
+            loss = 0.5 * loss + 0.5 * along.loss.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            for mean, now in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(now, 0.001)
+            for mean, now in zip(target.parameters(), model.parameters(), strict=True):
+                if mean is not now:
+                    mean.lerp_(now, 0.05)
+    return average
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'|."""
+    between, inside_x, inside_y = (torch.cdist(a, b).mean().item() for a, b in ((x, y), (x, x), (y, y)))
+    return 2 * between - inside_x - inside_y
+
+
+def down_to(last: float, calls: int) -> samplers.Grid:
+    """Points uniform in log-SNR from T-1 to timestep ``last``, then the clean end."""
+    ends = SCHEDULE.log_snr(torch.tensor([SCHEDULE.num_timesteps - 1.0, last])).tolist()
+    timesteps = SCHEDULE.timestep_at(torch.linspace(*ends, calls, dtype=torch.float64))
+    return [*samplers.points(SCHEDULE, timesteps), samplers.CLEAN]
+
+
+def _run_consistency(
+    grid: Callable[[int], samplers.Grid], renoise: bool, predict: Predict, x: Tensor, calls: int, draw: samplers.Noise
+) -> Tensor:
+    return samplers.consistency(predict, x, grid(calls), draw, renoise)
+
+
+def trained_table(steps: int) -> str:
+    """Consistency sampling with several timesteps and both ways back, and the ODE solvers."""
+    calls = (1, 2, 3, 4, 6, 8)
+    grids: dict[str, Callable[[int], samplers.Grid]] = {
+        "uniform in t": lambda n: [*samplers.time_grid(SCHEDULE, n + 1)[:-1], samplers.CLEAN],
+        "log-SNR": lambda n: [*samplers.log_snr_grid(SCHEDULE, n + 1)[:-1], samplers.CLEAN],
+        "log-SNR to t = 30": lambda n: down_to(30, n),
+        "log-SNR to t = 100": lambda n: down_to(100, n),
+        "log-SNR to t = 300": lambda n: down_to(300, n),
+        "as chosen": lambda n: samplers.consistency_grid(SCHEDULE, n),
+    }
+    lines = []
+    for title, weight in (("λ = 1", losses.UnitWeight()), ("λ in noise units", losses.NoiseUnits())):
+        network = trained(weight, steps)
+
+        def predict(x: Tensor, point: Point, network: nn.Module = network) -> Tensor:
+            clips = samplers.unpack(x, SHAPES)
+            return samplers.pack(network(clips.video, clips.audio, torch.tensor([point.timestep])))
+
+        real = samplers.pack(eight_modes(4096, torch.Generator().manual_seed(99)))
+        lines += ["", f"| {title}, calls | " + " | ".join(map(str, calls)) + " |", "|---|" + "---|" * len(calls)]
+        runs: dict[str, Run] = {}
+        for name, grid in grids.items():
+            for back, renoise in (("noise", True), ("ε̂", False)):
+                runs[f"consistency, {name}, {back}"] = partial(_run_consistency, grid, renoise)
+        runs |= {name: named(name) for name in ("dpm-solver", "dpm-solver++", "unipc")}
+        for name, run in runs.items():
+            cells = []
+            for n in calls:
+                generator = torch.Generator().manual_seed(5)
+                start = torch.randn(4096, 4, generator=generator)
+                with torch.no_grad():
+                    out = run(predict, start, n, lambda _, g=generator: torch.randn(4096, 4, generator=g))
+                cells.append(f"{1000 * energy_distance(out, real):.1f}")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines[1:])
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trained", action="store_true", help="train two small networks and sample them instead")
+    parser.add_argument("--steps", type=int, default=16_000, help="training steps of each, both stages together")
+    arguments = parser.parse_args()
+    if arguments.trained:
+        print(trained_table(arguments.steps))
+        return
+    print(table("Gaussian, calls", lambda name, calls: f"{gaussian_error(named(name), calls):.1e}"))
+    print("\n" + table("Mixture, calls", mixture_cell))
+    for other in (ending_table, told_table, conditional_table):
+        print("\n" + other())
+
+
+if __name__ == "__main__":
+    main()

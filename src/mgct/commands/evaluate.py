@@ -1,0 +1,79 @@
+"""``mgct evaluate``, ``mgct weights``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgct.commands.plot import clip_of
+from mgct.metrics.card import MetricCard, comparison
+from mgct.metrics.evaluate import evaluate
+from mgct.metrics.sources import open_source
+from mgct.metrics.weights import fetch_weights
+from mgct.types import ClipSpec
+
+
+def evaluate_clips(
+    real: str,
+    fake: str,
+    protocol: str = "compact",
+    out: Path | None = None,
+    num: int | None = None,
+    clip: ClipSpec | None = None,
+    split: str = "test",
+    seed: int = 0,
+    draws: int = 100,
+    workers: int = 1,
+    device: str = "cpu",
+    weights: dict[str, Path] | None = None,
+) -> None:
+    """Measure generated clips against real ones by a protocol, and write a metric card.
+
+    Args:
+        real: a folder of videos or of lossless samples, a prepared folder, or world:NAME:COUNT.
+        fake: the clips to judge, likewise.
+        protocol: compact, open, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
+        out: where to write the card (.json and .md); beside the clips to judge if not given.
+        num: clips a side; the protocol's if not given.
+        clip: how to read folders of videos; found out if not given, where the folder says.
+        split: which split of a prepared folder or world.
+        seed: of the choice of clips and of the intervals.
+        draws: of the bootstrap.
+        workers: processes.
+        device: where the encoders run.
+        weights: encoder → file, instead of the cached or bundled weights.
+    """
+    spec = clip or clip_of(fake) or clip_of(real)
+    card = evaluate(
+        open_source(real, spec, split),
+        open_source(fake, spec, split),
+        protocol,
+        num=num,
+        seed=seed,
+        draws=draws,
+        workers=workers,
+        device=device,
+        weights=weights,
+        split=split,
+    )
+    written = card.save(out or Path(fake) / f"metrics-{protocol}")
+    print(card.to_markdown())
+    print("written: " + ", ".join(map(str, written)))
+
+
+def compare_cards(cards: list[Path]) -> None:
+    """Put metric cards side by side in a table; cards that do not compare are refused.
+
+    Args:
+        cards: their .json files, as a list: [a.json,b.json].
+    """
+    print(comparison([MetricCard.load(card) for card in cards], [card.stem for card in cards]))
+
+
+def get_weights(name: str, path: Path | None = None) -> None:
+    """Get, check and convert the weights of a measuring network into the cache.
+
+    Args:
+        name: i3d, soundnet, audioclip or vggish.
+        path: take this file instead of downloading.
+    """
+    print(fetch_weights(name, path))

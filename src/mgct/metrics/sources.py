@@ -1,0 +1,218 @@
+"""Where clips to be measured come from: videos, lossless samples, shards, worlds or memory; read a few at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mgct.errors import UserError
+from mgct.types import AVSample, ClipSpec, quantise
+
+
+class ClipSource(Protocol):
+    """Clips that can be read in any order.
+
+    Attributes:
+        spec: facts of every clip.
+        container: how they are stored: ``video files``, ``safetensors``, ``shards``, ``world`` or ``memory``.
+        origin: where, for people.
+    """
+
+    spec: ClipSpec
+    container: str
+    origin: str
+
+    def __len__(self) -> int:
+        """Number of clips."""
+
+    def read(self, indices: Sequence[int]) -> AVSample:
+        """Clips ``indices`` in stored form: uint8 video (B, F, 3, H, W), int16 audio (B, 1, L)."""
+
+
+class MemorySource:
+    """Clips that are in memory already.
+
+    Args:
+        clips: stored or model form.
+        spec: their facts.
+    """
+
+    container = "memory"
+    origin = "memory"
+
+    def __init__(self, clips: AVSample, spec: ClipSpec) -> None:
+        self.clips = clips.to("cpu")
+        self.spec = spec
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.clips.video)
+
+    def read(self, indices: Sequence[int]) -> AVSample:
+        """Clips ``indices`` in stored form."""
+        chosen = self.clips.map(lambda tensor: tensor[list(indices)])
+        return chosen if chosen.video.dtype == torch.uint8 else quantise(chosen)
+
+
+class VideoSource:
+    """A folder of video files, searched at any depth, one clip from the start of each, in the order of their paths.
+
+    Args:
+        folder: of the files.
+        spec: how to read them: frames, rates, size (centre crop).
+
+    Raises:
+        UserError: no video file.
+    """
+
+    container = "video files"
+
+    def __init__(self, folder: Path, spec: ClipSpec) -> None:
+        from mgct.data.media import MEDIA_SUFFIXES, find_files
+
+        found = sorted(path for path in find_files(folder)[0] if path.suffix.lower() in MEDIA_SUFFIXES)
+        self.files = [folder / path for path in found]
+        self.spec = spec
+        self.origin = folder.name
+        if not self.files:
+            raise UserError(f"no video files in {folder}")
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def read(self, indices: Sequence[int]) -> AVSample:
+        """Clips of the files ``indices``.
+
+        Raises:
+            UserError: a file that cannot be read or is too short; it names the file.
+        """
+        from mgct.data.media import read_clip
+
+        clips = []
+        for index in indices:
+            try:
+                clips.append(read_clip(self.files[index], self.spec))
+            except UserError as error:
+                raise UserError(f"{self.files[index]}: {error}") from error
+        return AVSample(video=torch.stack([c.video for c in clips]), audio=torch.stack([c.audio for c in clips]))
+
+
+class _Block(NamedTuple):
+    path: Path
+    start: int
+
+
+class SampleSource:
+    """A folder of lossless samples: safetensors files with ``video``, ``audio`` and the metadata ``clip``.
+
+    Args:
+        folder: of the files.
+
+    Raises:
+        UserError: a file of another kind, or files of different clips.
+    """
+
+    container = "safetensors"
+
+    def __init__(self, folder: Path) -> None:
+        self.origin = folder.name
+        self.blocks: list[_Block] = []
+        self.total = 0
+        specs: set[ClipSpec] = set()
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    specs.add(ClipSpec(**json.loads(file.metadata()["clip"])))
+                    count = file.get_slice("video").get_shape()[0]
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} is no file of samples (tensors video, audio; metadata clip): {error}"
+                ) from error
+            self.blocks.append(_Block(path, self.total))
+            self.total += count
+        if len(specs) != 1:
+            raise UserError(f"{folder} holds samples of {len(specs)} different clip settings; one is needed")
+        (self.spec,) = specs
+
+    def __len__(self) -> int:
+        """Number of clips in all files."""
+        return self.total
+
+    def read(self, indices: Sequence[int]) -> AVSample:
+        """Clips ``indices``; only those rows are read."""
+        rows: dict[int, AVSample] = {}
+        starts = torch.tensor([block.start for block in self.blocks])
+        home = (torch.searchsorted(starts, torch.tensor(list(indices)), right=True) - 1).tolist()
+        for block in sorted(set(home)):
+            path, start = self.blocks[block]
+            with safe_open(path, "pt") as file:
+                video, audio = file.get_slice("video"), file.get_slice("audio")
+                for index in (index for index, at in zip(indices, home, strict=True) if at == block):
+                    row = index - start
+                    rows[index] = AVSample(video=video[row : row + 1], audio=audio[row : row + 1])
+        ordered = [rows[index] for index in indices]
+        return AVSample(video=torch.cat([c.video for c in ordered]), audio=torch.cat([c.audio for c in ordered]))
+
+
+class StoredSource:
+    """Clips that `mgct.data.shards` reads: a prepared folder, tars, or ``world:NAME:COUNT``.
+
+    Args:
+        source: see `mgct.data.shards`; no stream.
+        spec: clips wanted; None: as a prepared folder stores them, else `ClipSpec`'s defaults.
+        split: `train` or `test`, where the source has both.
+    """
+
+    def __init__(self, source: str, spec: ClipSpec | None, split: str) -> None:
+        from mgct.data import shards
+
+        index = Path(source) / "index.json"
+        if spec is None and index.is_file():
+            spec = ClipSpec(**json.loads(index.read_text())["settings"]["clip"])
+        self.spec = spec or ClipSpec()
+        self.container = "world" if source.startswith("world:") else "shards"
+        self.origin = source if self.container == "world" else Path(source).name
+        self._clips = shards._open(source, self.spec, split, 0)
+        if source.startswith("world:") and source.count(":") == 1:
+            raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self._clips)
+
+    def read(self, indices: Sequence[int]) -> AVSample:
+        """Clips ``indices`` in stored form, of longer stored clips the first window."""
+        chosen = list(indices)
+        return self._clips.batch(chosen, chosen, [0] * len(chosen), [False] * len(chosen)).clips
+
+
+def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "test") -> ClipSource:
+    """The clips of a source, by what it is: lossless samples, shards, a world, or else a folder of video files.
+
+    Args:
+        source: a folder of ``.safetensors`` samples, of videos, or written by ``mgct prepare``; tars;
+            ``world:NAME:COUNT``.
+        spec: how video files are read and worlds drawn; where clips are stored with their facts it is not needed.
+        split: which split of a prepared folder or a world.
+
+    Raises:
+        UserError: nothing there, or samples and shards mixed.
+    """
+    folder = Path(source)
+    if str(source).startswith("world:") or not folder.is_dir():
+        if "://" in str(source):
+            raise UserError(f"{source}: clips are read in any order here; download the shards first")
+        return StoredSource(str(source), spec, split)
+    samples = any(folder.glob("*.safetensors"))
+    shards = (folder / "index.json").is_file() or (folder / ".parts").is_dir()
+    if samples and shards:
+        raise UserError(f"{folder} holds both samples (.safetensors) and shards; give a folder of one kind")
+    if samples:
+        return SampleSource(folder)
+    return StoredSource(str(folder), None, split) if shards else VideoSource(folder, spec or ClipSpec())

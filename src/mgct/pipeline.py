@@ -1,0 +1,815 @@
+"""`AVPipeline`: a trained network and the facts of its clips, made to generate; and clips written to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mgct import samplers
+from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
+from mgct.errors import UserError
+from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn
+from mgct.samplers import Known, Point, Predict
+from mgct.types import AVSample, ClipSpec, dequantise, quantise
+
+Network = Callable[[AVSample, Point], AVSample]
+Format = Literal["mp4", "safetensors"]
+Method = Literal["replacement", "guided", "mm-diffusion"]
+GUIDANCE_SCALE = 8.0
+"""Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
+SCHEDULER_STEPS = 20
+"""Steps for a scheduler object of diffusers when none are asked for."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What every way of sampling takes.
+
+    Args:
+        steps: network calls per clip; None: the sampler's default.
+        sampler: a name out of `mgct.samplers.SAMPLERS`, or a scheduler object of diffusers.
+        seed: any integer.
+        batch_size: clips in memory at once; it changes speed and memory, not the clips.
+        clip_x0: whether x̂0 is clipped to [-1, 1]; None: as the sampler has it.
+        window_shift: fixed shifts of the attention windows instead of drawn ones (see `MultimodalUNet`).
+        progress: show a progress bar.
+    """
+
+    steps: int | None = None
+    sampler: str | Any = "dpm-solver++"
+    seed: int = 0
+    batch_size: int = 8
+    clip_x0: bool | None = None
+    window_shift: int | Sequence[int] | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The beginning of the clips that is given: all of one modality, or the start of both.
+
+    Args:
+        start: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1], N = 1 (for all clips) or one per clip; F and L
+            may be 0, and at most the clip's own.
+        method: ``replacement`` (`mgct.samplers.replaced`), ``guided`` (`mgct.samplers.guided`) or ``mm-diffusion``
+            (`mgct.samplers.guided_ddpm`).
+        guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+    """
+
+    start: AVSample
+    method: Method = "replacement"
+    guidance_scale: float = GUIDANCE_SCALE
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
+
+    def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
+        """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
+
+        def place(start: Tensor, shape: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor]:
+            rows = start if len(start) == 1 else start[list(positions)]
+            x0, mask = torch.zeros(len(positions), *shape), torch.zeros(1, *shape)
+            x0.narrow(axis, 0, start.shape[axis]).copy_(rows)
+            mask.narrow(axis, 0, start.shape[axis]).fill_(1)
+            return x0, mask
+
+        (video, video_mask), (audio, audio_mask) = (
+            place(self.start.video, shapes.video, 1),
+            place(self.start.audio, shapes.audio, 2),
+        )
+        mask = samplers.pack(AVSample(video=video_mask, audio=audio_mask))[0].bool()
+        x0 = samplers.pack(AVSample(video=video, audio=audio))
+        return Known(x0.to(noise), mask.to(noise.device), noise)
+
+
+class AVPipeline(DiffusionPipeline):
+    """Generates video with its sound.
+
+    Clip k of seed s is a function of the model, the sampler, (s, k) and the kind of device: it does not depend on how
+    many clips are made, in which order, in what batches, or by how many processes. Noise is drawn on the CPU; the
+    shifts of the attention windows are drawn from (s, timestep), the same for all clips.
+
+    Args:
+        unet: the network, a `MultimodalUNet`.
+        clip: what it was trained on: a `ClipSpec` or its fields.
+        recommended: the samplers it was made for, name → (fewest, most) network calls. Another choice warns.
+        num_timesteps: T of the noise schedule it was trained with.
+        beta_start: β_0 of that schedule.
+        beta_end: β_{T-1}.
+    """
+
+    if TYPE_CHECKING:  # what diffusers provides through untyped bases
+        unet: Any
+        config: Any
+        register_modules: Callable[..., None]
+        register_to_config: Callable[..., None]
+        _execution_device: torch.device
+
+    def __init__(
+        self,
+        unet: Any,
+        clip: ClipSpec | dict[str, Any] | None = None,
+        recommended: dict[str, Sequence[int]] | None = None,
+        num_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if not isinstance(clip, ClipSpec):
+            clip = ClipSpec(**(clip or {}))
+        self.register_modules(unet=unet)
+        self.register_to_config(
+            clip=asdict(clip),
+            recommended={name: list(steps) for name, steps in (recommended or {}).items()},
+            num_timesteps=num_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+        )
+        self.schedule = NoiseSchedule(num_timesteps, beta_start, beta_end)
+        unet.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub.
+
+        Raises:
+            UserError: a path that is no such folder.
+        """
+        path = Path(pretrained_model_name_or_path)
+        local = path.exists() or path.is_absolute() or str(pretrained_model_name_or_path).count("/") != 1
+        if local and not (path / "model_index.json").is_file():
+            raise UserError(
+                f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+
+    @property
+    def clip(self) -> ClipSpec:
+        """Physical facts of one generated clip."""
+        return ClipSpec(**self.config.clip)
+
+    # ------------------------------------------------------------------------------------------ public calls
+
+    def __call__(
+        self,
+        num_clips: int = 1,
+        steps: int | None = None,
+        sampler: str | Any = "dpm-solver++",
+        seed: int = 0,
+        *,
+        indices: Sequence[int] | None = None,
+        seconds: float | None = None,
+        **options: Any,
+    ) -> AVSample:
+        """Generate clips.
+
+        Args:
+            num_clips: how many; they are clips 0 … num_clips-1 of the seed.
+            steps: network calls per clip; None: the sampler's default.
+            sampler: a name out of `mgct.samplers.SAMPLERS`, or a scheduler object of diffusers.
+            seed: any integer.
+            indices: generate these clips of the seed instead of the first ``num_clips``.
+            seconds: a duration longer than the model's own: made in overlapping windows (see `extend`).
+            options: the rest of `SamplingOptions`.
+
+        Returns:
+            Video (num_clips, F, 3, H, W) and audio (num_clips, 1, L), float32 on the CPU in [-1, 1].
+
+        Raises:
+            UserError: an unknown sampler, steps out of its range, a duration or batch size that cannot be, or too
+                little memory; the message says what would work.
+        """
+        chosen = SamplingOptions(steps=steps, sampler=sampler, seed=seed, **options)
+        return _gather(self.stream(_clip_indices(num_clips, indices), chosen, seconds=seconds))
+
+    def audio_to_video(
+        self,
+        audio: Tensor,
+        num_clips: int | None = None,
+        *,
+        method: Method = "replacement",
+        guidance_scale: float = GUIDANCE_SCALE,
+        indices: Sequence[int] | None = None,
+        **options: Any,
+    ) -> AVSample:
+        """Generate video for given sound, without training for it.
+
+        ``replacement`` puts the sound, diffused to the present noise level, into every network call. ``guided`` also
+        moves the video so that the network's idea of the sound agrees with the given one: about three times the
+        cost, and much closer to the truth where that is known (``docs/sampling.md``). ``mm-diffusion`` is the
+        gradient-guided method of MM-Diffusion, for the sampler ``ddpm`` alone.
+
+        The strength: with G the gradient of the mean squared misfit of the sound, for the inner product mean(u v)
+        over the generated elements, ε̂ of the video moves by guidance_scale · σ α² · G (misfit of x̂0; ``guided``),
+        or the video by -guidance_scale · α · G at each step (misfit of the noisy sound; ``mm-diffusion``). Neither
+        depends on batch size, precision or clip size. MM-Diffusion's ``classifier_scale`` λ stands for guidance_scale
+        = λ K / (B N) in ``mm-diffusion``, B its batch size, N the elements of one generated clip, K = 2^20 with its
+        fp16 flag and else 1: the published λ = 3 is 16.0 here (B = 1, N = 196,608) and 61.4 in `video_to_audio` (B =
+        2, N = 25,600).
+
+        Args:
+            audio: (1, L) or (N, 1, L) in [-1, 1] at the model's sample rate, N = 1 or num_clips. L is the clip's own
+                number of samples, or that of a longer whole number of frames (then made in windows, see `extend`).
+            num_clips: how many; None: N.
+            method: ``replacement``, ``guided`` or ``mm-diffusion``.
+            guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+            indices: generate these clips of the seed instead of the first ``num_clips``.
+            options: see `SamplingOptions`.
+
+        Returns:
+            The generated video with the given audio, as `__call__` does.
+
+        Raises:
+            UserError: audio of a wrong shape or length, and as in `__call__`.
+        """
+        audio = _batched(audio, 3, "audio", "(1, L) or (N, 1, L)")
+        empty = torch.zeros(len(audio), 0, *self.clip.video_shape[1:])
+        given = Given(AVSample(video=empty, audio=audio), method, guidance_scale)
+        indices = _clip_indices(len(audio) if num_clips is None else num_clips, indices)
+        return _gather(self.stream(indices, SamplingOptions(**options), given=given))
+
+    def video_to_audio(
+        self,
+        video: Tensor,
+        num_clips: int | None = None,
+        *,
+        method: Method = "replacement",
+        guidance_scale: float = GUIDANCE_SCALE,
+        indices: Sequence[int] | None = None,
+        **options: Any,
+    ) -> AVSample:
+        """Generate sound for given video, without training for it; the counterpart of `audio_to_video`.
+
+        Args:
+            video: (F, 3, H, W) or (N, F, 3, H, W) in [-1, 1] at the model's frame rate and size, F at least the
+                model's own.
+            num_clips: how many; None: N.
+            method: ``replacement``, ``guided`` or ``mm-diffusion``.
+            guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+            indices: generate these clips of the seed instead of the first ``num_clips``.
+            options: see `SamplingOptions`.
+
+        Returns:
+            The given video with the generated audio, as `__call__` does.
+
+        Raises:
+            UserError: video of a wrong shape, and as in `__call__`.
+        """
+        video = _batched(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
+        given = Given(AVSample(video=video, audio=torch.zeros(len(video), 1, 0)), method, guidance_scale)
+        indices = _clip_indices(len(video) if num_clips is None else num_clips, indices)
+        return _gather(self.stream(indices, SamplingOptions(**options), given=given))
+
+    def extend(
+        self,
+        clip: AVSample,
+        seconds: float,
+        num_clips: int | None = None,
+        *,
+        method: Method = "replacement",
+        guidance_scale: float = GUIDANCE_SCALE,
+        **options: Any,
+    ) -> AVSample:
+        """Continue clips to a longer duration.
+
+        The whole long clip is denoised at once: at each noise level the network sees it through windows of its own
+        length that overlap by half, and their predictions are cross-faded where they overlap (`windowed`), in both
+        modalities; so there is no join at which one finished window meets another. The given start is imposed at
+        every level, except its last quarter of a window (`fade_frames`): that is generated anew and cross-faded with
+        the given one, for imposing alone leaves a click where it ends (``docs/sampling.md`` measures it).
+
+        Args:
+            clip: the start: video (N, F, 3, H, W) and audio (N, 1, L) of the same duration, at least two frames, in
+                [-1, 1], N = 1 or num_clips.
+            seconds: total duration wanted, the given start included.
+            num_clips: how many continuations; None: N.
+            method: how the start steers the rest, as in `audio_to_video`.
+            guidance_scale: strength of ``guided``.
+            options: see `SamplingOptions`.
+
+        Returns:
+            Clips of round(seconds · fps) frames, as `__call__` does.
+
+        Raises:
+            UserError: a start longer than ``seconds``, or whose modalities differ in duration, and as in `__call__`.
+        """
+        frames, start = self._frames_of(seconds), clip.video.shape[1]
+        if clip.audio.shape[-1] != _samples_at(start, self.clip):
+            expected = _samples_at(start, self.clip)
+            raise UserError(f"the clip has {start} frames, hence {expected} audio samples, got {clip.audio.shape[-1]}")
+        if not 2 <= start <= frames:
+            raise UserError(
+                f"the clip has {start} frames; it can be continued from 2 up to {frames} (seconds={seconds:g})"
+            )
+        kept = start - self.fade_frames(start)
+        kept_samples = _samples_at(kept, self.clip)
+        imposed = AVSample(video=clip.video[:, :kept], audio=clip.audio[:, :, :kept_samples])
+        indices = _clip_indices(len(clip.video) if num_clips is None else num_clips, None)
+        given = Given(imposed, method, guidance_scale)
+        long = _gather(self.stream(indices, SamplingOptions(**options), seconds=seconds, given=given))
+        for made, old, first, axis in (
+            (long.video, clip.video, kept, 1),
+            (long.audio, clip.audio, kept_samples, 2),
+        ):
+            length = old.shape[axis] - first
+            share = torch.arange(1, length + 1) / (length + 1)
+            zone = made.narrow(axis, first, length)
+            zone.lerp_(old.narrow(axis, first, length).to(zone), 1 - share.reshape(-1, *[1] * (made.dim() - axis - 1)))
+        return long
+
+    def fade_frames(self, start: int) -> int:
+        """Frames at the end of a given start of ``start`` frames over which `extend` passes into what is generated."""
+        return min(max(self.clip.frames // 4, 1), start - 1)
+
+    def stream(
+        self,
+        indices: Sequence[int],
+        options: SamplingOptions,
+        *,
+        seconds: float | None = None,
+        given: Given | None = None,
+    ) -> Iterator[tuple[list[int], AVSample]]:
+        """Generate batch by batch, so that memory does not grow with the number of clips.
+
+        Args:
+            indices: which clips of the seed.
+            options: how.
+            seconds: duration; None: that of what is given, but at least the model's own.
+            given: the part of the clips that is given; its row n belongs to the n-th of ``indices``.
+
+        Yields:
+            (indices, clips) of each batch as it is done, as `__call__` returns them.
+        """
+        if seconds is not None:
+            frames = self._frames_of(seconds)
+        else:
+            frames = self.clip.frames if given is None else self._frames_of_given(given)
+        shapes = self._shapes(frames)
+        if given is not None:
+            _check_given(given, shapes, len(indices))
+            if given.method == "mm-diffusion" and options.sampler != "ddpm":
+                raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
+        network = self._network(options)
+        if frames != self.clip.frames:
+            network = windowed(network, self.clip, frames)
+        if isinstance(options.sampler, str):
+            samplers.warn_if_not_recommended(self.config.recommended, options.sampler, self.calls(options))
+        return self._batches(network, shapes, indices, options, given)
+
+    # ------------------------------------------------------------------------------------------ the common path
+
+    def calls(self, options: SamplingOptions) -> int:
+        """Network calls per clip that ``options`` stand for (steps, for a scheduler object of diffusers)."""
+        if not isinstance(options.sampler, str):
+            return options.steps or SCHEDULER_STEPS
+        return samplers.get_sampler(options.sampler, options.steps)[1]
+
+    @torch.no_grad()
+    def _batches(
+        self,
+        network: Network,
+        shapes: AVSample,
+        indices: Sequence[int],
+        options: SamplingOptions,
+        given: Given | None,
+    ) -> Iterator[tuple[list[int], AVSample]]:
+        """The generator behind `stream`."""
+        settings = getattr(self, "_progress_bar_config", {})
+        quiet = not options.progress or settings.get("disable", False)
+        total = len(indices) * self.calls(options)
+        with tqdm(total=total, unit="call", **{**settings, "disable": quiet}) as bar:
+            started = time.monotonic()
+            for first in range(0, len(indices), options.batch_size):
+                batch = list(indices[first : first + options.batch_size])
+
+                def predict(x: Tensor, point: Point) -> Tensor:
+                    bar.update(len(x))
+                    return samplers.pack(network(samplers.unpack(x, shapes), point))
+
+                with samplers.explain_memory("batch_size", options.batch_size):
+                    positions = range(first, first + len(batch))
+                    x = self._integrate(predict, batch, positions, shapes, options, given)
+                    clips = samplers.unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
+                done = first + len(batch)
+                bar.set_postfix_str(f"{done}/{len(indices)} clips, {done / (time.monotonic() - started):.2f} clips/s")
+                yield batch, clips
+
+    def _integrate(
+        self,
+        predict: Predict,
+        batch: list[int],
+        positions: Sequence[int],
+        shapes: AVSample,
+        options: SamplingOptions,
+        given: Given | None,
+    ) -> Tensor:
+        """Packed clips (B, D) of one batch: noise, the predictor with all its wrappings, the sampler."""
+        length = math.prod(shapes.video) + math.prod(shapes.audio)
+
+        def draw(*what: int | str) -> Tensor:
+            seeds = [derive_seed(options.seed, index, *what) for index in batch]
+            return per_clip_randn((length,), seeds).to(self._execution_device)
+
+        def step_noise(step: int) -> Tensor:
+            return draw("step", step)
+
+        x = draw("start")
+        named = isinstance(options.sampler, str)
+        clip_x0 = options.clip_x0
+        if clip_x0 is None:
+            clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
+        if clip_x0:
+            predict = samplers.clipped(predict)
+        known = given.known(positions, shapes, x) if given is not None else None
+        if given is not None and known is not None:
+            if given.method == "mm-diffusion":
+                grid = samplers.integer_grid(self.schedule, self.calls(options))
+                return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.guidance_scale)
+            if given.method == "guided":
+                predict = samplers.guided(predict, known, given.guidance_scale)
+            else:
+                predict = samplers.replaced(predict, known)
+        if named:
+            sampler, steps = samplers.get_sampler(options.sampler, options.steps)
+            x = sampler.run(predict, x, self.schedule, steps, step_noise)
+        else:
+            generators = [torch.Generator().manual_seed(derive_seed(options.seed, k, "scheduler")) for k in batch]
+            steps = self.calls(options)
+            x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
+        return x if known is None else known.impose(x, samplers.CLEAN)
+
+    def _network(self, options: SamplingOptions) -> Network:
+        """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
+        device, dtype = self._execution_device, self.unet.dtype
+
+        def call(clips: AVSample, point: Point) -> AVSample:
+            shift = options.window_shift
+            if shift is None:
+                seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
+                shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
+            timestep = torch.full((len(clips.video),), point.timestep, device=device)
+            return self.unet(clips.video.to(dtype), clips.audio.to(dtype), timestep, window_shift=shift).to(
+                torch.float32
+            )
+
+        return call
+
+    def _shapes(self, frames: int) -> AVSample:
+        """Shapes of one clip of ``frames`` frames."""
+        clip = self.clip
+        return AVSample(video=(frames, *clip.video_shape[1:]), audio=(1, _samples_at(frames, clip)))
+
+    def _frames_of(self, seconds: float) -> int:
+        """Frames of a clip of ``seconds``, at least the model's own."""
+        frames = round(seconds * self.clip.fps)
+        if frames < self.clip.frames:
+            raise UserError(
+                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}; ask for that or more"
+            )
+        return frames
+
+    def _frames_of_given(self, given: Given) -> int:
+        """Frames of a clip as long as what is given, at least the model's own."""
+        clip, samples = self.clip, given.start.audio.shape[-1]
+        frames = max(clip.frames, given.start.video.shape[1], round(samples / clip.sample_rate_hz * clip.fps))
+        if samples and (expected := _samples_at(frames, clip)) != samples:
+            raise UserError(
+                f"audio of {samples} samples at {clip.sample_rate_hz} Hz is not a whole number of frames, at least "
+                f"{clip.frames}; the nearest that fits has {expected} samples ({frames} frames)"
+            )
+        return frames
+
+
+def windowed(network: Network, clip: ClipSpec, frames: int) -> Network:
+    """The network on clips of ``frames`` frames, through overlapping windows of its own length.
+
+    Neighbouring windows overlap by half or more. Where they do, the prediction is the mean with weights that rise
+    with the cube of the distance from each window's ends to its middle, in frames for the video and in samples for
+    the audio: a window hardly counts where it begins, so nothing jumps there.
+
+    Args:
+        network: on clips of ``clip.frames`` frames.
+        clip: facts of those.
+        frames: more than ``clip.frames``.
+    """
+    windows = math.ceil((frames - clip.frames) / max(clip.frames // 2, 1)) + 1
+    starts = [round(i * (frames - clip.frames) / (windows - 1)) for i in range(windows)]
+    sample_starts = [_samples_at(start, clip) for start in starts]
+
+    def ramp(length: int, like: Tensor) -> Tensor:
+        rising = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
+        return (torch.minimum(rising, rising.flip(0)) / length) ** 3
+
+    def blend(whole: Tensor, parts: list[Tensor], starts: list[int], axis: int) -> Tensor:
+        length = parts[0].shape[axis]
+        weight = ramp(length, whole).reshape(-1, *[1] * (whole.dim() - axis - 1))
+        total, weights = torch.zeros_like(whole), torch.zeros_like(whole)
+        for start, part in zip(starts, parts, strict=True):
+            total.narrow(axis, start, length).add_(weight * part)
+            weights.narrow(axis, start, length).add_(weight)
+        return total / weights
+
+    def call(clips: AVSample, point: Point) -> AVSample:
+        predicted = [
+            network(
+                AVSample(
+                    video=clips.video.narrow(1, start, clip.frames),
+                    audio=clips.audio.narrow(2, sample_start, clip.audio_samples),
+                ),
+                point,
+            )
+            for start, sample_start in zip(starts, sample_starts, strict=True)
+        ]
+        return AVSample(
+            video=blend(clips.video, [part.video for part in predicted], starts, 1),
+            audio=blend(clips.audio, [part.audio for part in predicted], sample_starts, 2),
+        )
+
+    return call
+
+
+# ---------------------------------------------------------------------------------------------- checks, helpers
+
+
+def _samples_at(frames: int, clip: ClipSpec) -> int:
+    """Audio samples in the duration of ``frames`` frames."""
+    return round(frames / clip.fps * clip.sample_rate_hz)
+
+
+def _clip_indices(num_clips: int, indices: Sequence[int] | None) -> list[int]:
+    if indices is not None:
+        return list(indices)
+    if num_clips < 1:
+        raise UserError(f"num_clips must be at least 1, got {num_clips}")
+    return list(range(num_clips))
+
+
+def _gather(chunks: Iterator[tuple[list[int], AVSample]]) -> AVSample:
+    return _concatenate([clips for _, clips in chunks])
+
+
+def _concatenate(parts: Sequence[AVSample]) -> AVSample:
+    return AVSample(video=torch.cat([part.video for part in parts]), audio=torch.cat([part.audio for part in parts]))
+
+
+def _batched(tensor: Tensor, dimensions: int, what: str, wanted: str) -> Tensor:
+    if tensor.dim() == dimensions - 1:
+        tensor = tensor[None]
+    if tensor.dim() != dimensions:
+        raise UserError(f"{what} must be {wanted}, got shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise UserError(f"{what} must be floating point in [-1, 1], got {tensor.dtype}; see mgct.types.dequantise")
+    return tensor
+
+
+def _check_given(given: Given, shapes: AVSample, num_clips: int) -> None:
+    """Refuse a given part that does not fit the clips."""
+    for what, tensor, shape, axis in (
+        ("video", given.start.video, shapes.video, 1),
+        ("audio", given.start.audio, shapes.audio, 2),
+    ):
+        rest = tuple(n for i, n in enumerate(tensor.shape) if i not in (0, axis))
+        wanted = tuple(n for i, n in enumerate(shape, start=1) if i != axis)
+        if rest != wanted or tensor.shape[axis] > shape[axis - 1]:
+            raise UserError(f"the given {what} has shape {tuple(tensor.shape[1:])}; this model's is {tuple(shape)}")
+        if len(tensor) not in (1, num_clips):
+            raise UserError(f"the given {what} has {len(tensor)} clips; give one, or one for each of {num_clips}")
+
+
+# ---------------------------------------------------------------------------------------------- clips in a folder
+
+
+def save_clips(
+    clips: AVSample, folder: Path, clip: ClipSpec, *, indices: Sequence[int] | None = None, format: Format = "mp4"
+) -> list[Path]:
+    """Write clips to a folder, each file complete or absent.
+
+    ``mp4``: one file per clip, ``clip_000012.mp4``, H.264 and AAC. ``safetensors``: one file for all, without loss,
+    ``clips_000000-000063.safetensors``: video uint8 (N, F, 3, H, W), audio int16 (N, 1, L), metadata ``clip`` (the
+    `ClipSpec` as JSON) and ``indices``; `load_clips` reads it.
+
+    Args:
+        clips: video and audio in [-1, 1].
+        folder: made if need be.
+        clip: their facts.
+        indices: their numbers, for the file names; None: 0, 1, ….
+        format: ``mp4`` or ``safetensors``.
+
+    Returns:
+        The files written.
+    """
+    indices = list(range(len(clips.video))) if indices is None else list(indices)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = quantise(clips)
+    if format == "safetensors":
+        path = folder / _shard_name(indices)
+        tensors = {"video": stored.video.contiguous(), "audio": stored.audio.contiguous()}
+        metadata = {"clip": json.dumps(asdict(clip)), "indices": json.dumps(indices)}
+        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        return [path]
+    if format != "mp4":
+        raise UserError(f"unknown format {format!r}; choose one of: {', '.join(get_args(Format))}")
+    from mgct.data.media import write_mp4
+
+    paths = [folder / _clip_name(index) for index in indices]
+    for path, video, audio in zip(paths, stored.video, stored.audio, strict=True):
+        write_mp4(path, video, audio, fps=clip.fps, sample_rate_hz=clip.sample_rate_hz)
+    return paths
+
+
+def load_clips(path: Path) -> tuple[AVSample, ClipSpec]:
+    """Clips in [-1, 1] and their facts from a safetensors file of `save_clips`.
+
+    Raises:
+        UserError: not such a file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            clip = ClipSpec(**json.loads(file.metadata()["clip"]))
+            stored = AVSample(video=file.get_tensor("video"), audio=file.get_tensor("audio"))
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a file of clips written by `mgct sample --format safetensors`: {error}"
+        ) from error
+    return dequantise(stored), clip
+
+
+def _clip_name(index: int) -> str:
+    return f"clip_{index:06d}.mp4"
+
+
+def _shard_name(indices: Sequence[int]) -> str:
+    return f"clips_{indices[0]:06d}-{indices[-1]:06d}.safetensors"
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path``, then move it there in one step."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class BulkReport:
+    """What `sample_to_folder` did in this process: clips written and found, seconds taken."""
+
+    written: int
+    found: int
+    seconds: float
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips written per second."""
+        return self.written / self.seconds if self.seconds else 0.0
+
+
+def sample_to_folder(
+    pipe: AVPipeline,
+    folder: Path,
+    num_clips: int,
+    options: SamplingOptions,
+    *,
+    format: Format = "mp4",
+    seconds: float | None = None,
+    given: Given | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    shard_size: int = 64,
+    finish: Callable[[AVSample, list[int]], AVSample] | None = None,
+) -> BulkReport:
+    """Generate clips 0 … num_clips-1 into a folder, as `save_clips` writes them.
+
+    Files that are there already are kept and not made again, so an interrupted run goes on where it was. Processes need
+    not talk: process r of R makes every R-th file. ``sampling.json`` in the folder says how the clips were made, and
+    a run that would mix others in is refused.
+
+    Args:
+        pipe: the model.
+        folder: made if need be.
+        num_clips: how many clips the folder shall hold.
+        options: how they are sampled.
+        format: ``mp4`` (a file per clip) or ``safetensors`` (a file per ``shard_size`` clips).
+        seconds: duration, None: the model's own.
+        given: a part that is given, the same for all clips (N = 1).
+        rank: this process.
+        world_size: number of processes.
+        shard_size: clips per safetensors file.
+        finish: applied to each batch and its indices before it is written (an upsampler, say).
+
+    Raises:
+        UserError: the folder holds clips that were made otherwise; and as in `AVPipeline.__call__`.
+    """
+    if num_clips < 1:
+        raise UserError(f"num_clips must be at least 1, got {num_clips}")
+    if given is not None and (len(given.start.video), len(given.start.audio)) != (1, 1):
+        raise UserError("sampling into a folder takes one given clip, the same for all")
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim_folder(folder, _record(pipe, options, num_clips, format, seconds, given, shard_size))
+    size = 1 if format == "mp4" else shard_size
+    files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
+    missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
+    started = time.monotonic()
+    pending: list[AVSample] = []
+    indices = [index for file in missing for index in file]
+    for batch, clips in pipe.stream(indices, options, seconds=seconds, given=given):
+        pending.append(finish(clips, batch) if finish is not None else clips)
+        while missing and sum(len(part.video) for part in pending) >= len(missing[0]):
+            done, pending = _split(_concatenate(pending), len(missing[0]))
+            spec = replace(pipe.clip, frames=done.video.shape[1], size=done.video.shape[-1])
+            save_clips(done, folder, spec, indices=missing.pop(0), format=format)
+    found = sum(len(file) for file in files) - len(indices)
+    return BulkReport(written=len(indices), found=found, seconds=time.monotonic() - started)
+
+
+def _file_name(indices: Sequence[int], format: Format) -> str:
+    return _clip_name(indices[0]) if format == "mp4" else _shard_name(indices)
+
+
+def _split(clips: AVSample, count: int) -> tuple[AVSample, list[AVSample]]:
+    """The first ``count`` clips, and a list of the rest, if any."""
+    rest = clips.map(lambda part: part[count:])
+    return clips.map(lambda part: part[:count]), [rest] if len(rest.video) else []
+
+
+def _record(
+    pipe: AVPipeline,
+    options: SamplingOptions,
+    num_clips: int,
+    format: Format,
+    seconds: float | None,
+    given: Given | None,
+    shard_size: int,
+) -> dict[str, Any]:
+    """Everything that decides what is in the files of a folder."""
+    sampler: Any = options.sampler
+    record: dict[str, Any] = {
+        "model": fingerprint(pipe.unet),
+        "clip": asdict(pipe.clip),
+        "sampler": sampler if isinstance(sampler, str) else f"{type(sampler).__name__} {dict(sampler.config)}",
+        "steps": pipe.calls(options),
+        "seed": options.seed,
+        "clip_x0": options.clip_x0,
+        "window_shift": options.window_shift,
+        "seconds": seconds,
+        "format": format,
+    }
+    if given is not None:
+        record["given"] = {
+            "content": _digest([given.start.video, given.start.audio]),
+            "method": given.method,
+            "guidance_scale": given.guidance_scale,
+        }
+    if format == "safetensors":
+        record |= {"num_clips": num_clips, "shard_size": shard_size}
+    return record
+
+
+def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record of how the clips are made, or compare it with the one that is there."""
+    path, text = folder / "sampling.json", json.dumps(record, indent=1, default=str)
+    # looked at first: another process writes the record before its first clip
+    clips = any(folder.glob("clip*.mp4")) or any(folder.glob("clips_*.safetensors"))
+    if not path.exists():
+        if clips:
+            raise UserError(f"{folder} holds clips without a record of how they were made; choose an empty folder")
+        _write_whole(path, lambda temporary: temporary.write_text(text + "\n"))
+        return
+    before, now = json.loads(path.read_text()), json.loads(text)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        changes = ", ".join(f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in differing)
+        raise UserError(f"{folder} holds clips made otherwise ({changes}); choose another folder, or empty it")
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short digest of a model's weights: equal for equal weights."""
+    return _digest(tensor for _, tensor in sorted(model.state_dict().items()))

@@ -1,0 +1,271 @@
+"""From clips to a metric card: sources, cache, processes, protocols, refusals."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mgct import AVSample, ClipSpec
+from mgct.errors import UserError
+from mgct.metrics import evaluate as e
+from mgct.metrics.card import MetricCard, comparison
+from mgct.metrics.distances import frechet_distance
+from mgct.metrics.encoders import load_encoder
+from mgct.metrics.protocols import PROTOCOLS, get_protocol
+from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, open_source
+
+SPEC = ClipSpec(8, 10.0, 16, 2560)
+pytestmark = pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
+
+
+def clips(count: int, seed: int, spec: ClipSpec = SPEC) -> AVSample:
+    """Smooth random pictures that drift, and tones: no world, but not noise either."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 3, 5, 5, generator=generator)
+    video = torch.nn.functional.interpolate(
+        coarse.transpose(1, 2), (spec.frames, spec.size, spec.size), mode="trilinear"
+    )
+    pitch = 100 + 900 * torch.rand(count, 1, 1, generator=generator)
+    tone = torch.sin(2 * torch.pi * pitch * torch.arange(spec.audio_samples) / spec.sample_rate_hz)
+    return AVSample(video=(video.transpose(1, 2) * 255).to(torch.uint8), audio=(tone * 9000).to(torch.int16))
+
+
+def write_samples(folder: Path, stored: AVSample, spec: ClipSpec = SPEC, block: int = 24) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(stored.video), block):
+        part = {"video": stored.video[start : start + block], "audio": stored.audio[start : start + block]}
+        part = {name: tensor.contiguous() for name, tensor in part.items()}
+        save_file(part, folder / f"clips_{start:06d}.safetensors", {"clip": json.dumps(asdict(spec))})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real() -> MemorySource:
+    return MemorySource(clips(36, 0), SPEC)
+
+
+@pytest.fixture(scope="module")
+def fake() -> MemorySource:
+    return MemorySource(clips(36, 1), SPEC)
+
+
+def measured(real: MemorySource, fake: MemorySource, **options) -> MetricCard:
+    return e.evaluate(real, fake, "compact", **{"num": 36, "draws": 8, "cache": None, "progress": False, **options})
+
+
+def test_the_card_says_everything(real: MemorySource, fake: MemorySource, tmp_path: Path) -> None:
+    card = measured(real, fake, split="test")
+    assert [value.name for value in card.values] == ["FVD-compact", "KVD-compact", "FAD-compact", "KAD-compact"]
+    assert all(value.low <= value.value <= value.high for value in card.values)
+    assert card.values[0].at_infinity is not None
+    assert card.values[1].at_infinity is None
+    assert (card.real.num, card.fake.num, card.real.split) == (36, 36, "test")
+    assert card.encoders["compact-video"]["pinned"]
+    assert card.definition == PROTOCOLS["compact"].definition()
+    assert any("2048" in note for note in card.warnings)
+    assert {"real", "fake", "score_between_bounds", "nearest_ratio_compact-video"} <= set(card.synchrony)
+    written, table = card.save(tmp_path / "out" / "my.card")
+    assert written.name == "my.card.json"
+    assert MetricCard.load(written) == card
+    assert "| FVD-compact |" in table.read_text()
+    assert card.value("KVD-compact") == card.values[1].value
+
+
+def test_the_value_is_the_distance_of_the_encoders_features(real: MemorySource, fake: MemorySource) -> None:
+    encoder = load_encoder("compact-video")
+    expected = frechet_distance(encoder(real.clips, SPEC), encoder(fake.clips, SPEC))
+    assert measured(real, fake).value("FVD-compact") == pytest.approx(expected, rel=1e-3)
+
+
+def test_real_against_itself_is_zero(real: MemorySource) -> None:
+    card = measured(real, real)
+    assert abs(card.value("FVD-compact")) < 1e-6
+    assert card.synchrony["nearest_ratio_compact-video"] == 0
+    assert card.synchrony["copied_share_compact-video"] == 1
+
+
+def test_one_and_two_processes_give_the_same_numbers(tmp_path: Path) -> None:
+    sides = [open_source(write_samples(tmp_path / name, clips(36, k))) for k, name in enumerate(("real", "fake"))]
+    cards = [measured(*sides, num=36, workers=workers) for workers in (1, 2)]
+    for one, two in zip(cards[0].values, cards[1].values, strict=True):
+        limits = [value.at_infinity or 0.0 for value in (one, two)]
+        assert [one.value, one.low, one.high, limits[0]] == pytest.approx([two.value, two.low, two.high, limits[1]])
+    for side in ("real", "fake"):
+        assert cards[0].synchrony[side] == pytest.approx(cards[1].synchrony[side], rel=1e-6)
+    assert cards[0].real.sha256 == cards[1].real.sha256
+
+
+def test_features_are_cached_by_content(
+    real: MemorySource, fake: MemorySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(real, fake, cache=tmp_path)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2 * 2 * 2
+    from mgct.metrics.encoders.compact import CompactVideoEncoder
+
+    monkeypatch.setattr(CompactVideoEncoder, "features", lambda *_: pytest.fail("computed again"))
+    assert measured(real, fake, cache=tmp_path).values == first.values
+    changed = MemorySource(fake.clips.map(lambda x: x.clone()), SPEC)
+    changed.clips.video[0, 0, 0, 0, 0] ^= 1
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        measured(real, changed, cache=tmp_path)
+
+
+def test_damaged_cache_is_an_error(real: MemorySource, fake: MemorySource, tmp_path: Path) -> None:
+    measured(real, fake, cache=tmp_path)
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"broken")
+    with pytest.raises(UserError, match="delete that file"):
+        measured(real, fake, cache=tmp_path)
+
+
+def test_samples_are_read_in_any_order(tmp_path: Path) -> None:
+    stored = clips(50, 2)
+    source = SampleSource(write_samples(tmp_path, stored))
+    assert (len(source), source.spec) == (50, SPEC)
+    indices = [49, 0, 23, 24, 24, 7]
+    found = source.read(indices)
+    assert torch.equal(found.video, stored.video[indices])
+    assert torch.equal(found.audio, stored.audio[indices])
+
+
+def test_sources_by_what_a_folder_holds(tmp_path: Path, tiny_shards: Path) -> None:
+    from mgct.data.media import write_mp4
+
+    spec = ClipSpec(8, 10.0, 16, 8000)
+    stored = clips(2, 0, spec)
+    for k in range(2):
+        write_mp4(tmp_path / f"{k}.mp4", stored.video[k], stored.audio[k], fps=10.0, sample_rate_hz=8000)
+    videos = open_source(tmp_path, spec)
+    assert isinstance(videos, VideoSource)
+    assert videos.read([1, 0]).video.shape == (2, *spec.video_shape)
+    assert (videos.read([0]).video.float() - stored.video[:1].float()).abs().mean() < 8
+    shards = open_source(tiny_shards, split="train")
+    assert shards.spec == ClipSpec(4, 10.0, 8, 160)
+    assert shards.container == "shards"
+    assert shards.read([2, 0]).video.shape == (2, 4, 3, 8, 8)
+    assert len(shards) == 8
+    world = open_source("world:landscape:12", SPEC)
+    assert len(world) == 12
+    assert world.read([3]).audio.shape == (1, 1, SPEC.audio_samples)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "no video files"),
+        (lambda folder: (folder / "a.safetensors").write_bytes(b"x"), "no file of samples"),
+        (lambda folder: save_file({"video": torch.zeros(1)}, folder / "a.safetensors"), "no file of samples"),
+    ],
+    ids=["empty", "no safetensors", "no metadata"],
+)
+def test_wrong_folders_are_refused(tmp_path: Path, prepare, message: str) -> None:
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_source(tmp_path)
+
+
+def test_samples_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path, clips(2, 0))
+    other = ClipSpec(8, 10.0, 24, 2560)
+    stored = clips(2, 0, other)
+    facts = {"clip": json.dumps(asdict(other))}
+    save_file(
+        {"video": stored.video.contiguous(), "audio": stored.audio.contiguous()}, tmp_path / "z.safetensors", facts
+    )
+    with pytest.raises(UserError, match="2 different clip settings"):
+        open_source(tmp_path)
+
+
+def test_a_broken_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    source = VideoSource(tmp_path, SPEC)
+    with pytest.raises(UserError, match=r"bad\.mp4"):
+        source.read([0])
+
+
+def test_too_few_clips_say_how_many(real: MemorySource, fake: MemorySource) -> None:
+    with pytest.raises(UserError, match="2048 clips are wanted and 36 are there"):
+        e.evaluate(real, fake, "compact", progress=False, cache=None)
+
+
+def test_clips_of_different_length_are_refused(real: MemorySource) -> None:
+    other = ClipSpec(16, 10.0, 16, 2560)
+    with pytest.raises(UserError, match="must agree"):
+        measured(real, MemorySource(clips(96, 1, other), other))
+
+
+def test_protocols_fix_frames_and_size() -> None:
+    wanted = PROTOCOLS["open"].clip
+    with pytest.raises(UserError, match="16 frames at 10 fps"):
+        e.conform(clips(1, 0), SPEC, wanted)
+    spec = ClipSpec(16, 10.0, 32, 16000)
+    found, facts = e.conform(clips(1, 0, spec), spec, wanted)
+    assert found.video.shape == (1, 16, 3, 64, 64)
+    assert facts == ClipSpec(16, 10.0, 64, 16000)
+
+
+def test_protocols_are_what_they_are_named() -> None:
+    old, new = get_protocol("mm-diffusion-2023"), get_protocol("mm-diffusion-2024")
+    assert [m.scale for m in old.metrics] == [1, 1, 1000]
+    assert [m.scale for m in new.metrics] == [1, 1, 10000]
+    assert new.batch_size == 8
+    assert new.clip == ClipSpec(16, 10.0, 64, 44100)
+    names = {protocol.name: {m.name for m in protocol.metrics} for protocol in PROTOCOLS.values()}
+    assert names["open"] == {"FVD", "KVD", "FAD-SoundNet"}
+    assert "FAD" not in names["open"] | names["compact"]
+    with pytest.raises(UserError, match="mm-diffusion-2024"):
+        get_protocol("fvd")
+
+
+def test_only_cards_of_one_harness_compare(real: MemorySource, fake: MemorySource) -> None:
+    card = measured(real, fake)
+    table = comparison([card, card], ["ours", "theirs"])
+    assert "| ours | " in table
+    assert "FAD-compact" in table
+    other = replace(card, protocol="open", definition=PROTOCOLS["open"].definition())
+    with pytest.raises(UserError, match="different protocol"):
+        comparison([card, other])
+    for change, message in (
+        (replace(card, fake=replace(card.fake, num=35)), "number of generated clips"),
+        (replace(card, real=replace(card.real, sha256="0")), "real clips"),
+        (replace(card, fake=replace(card.fake, container="video files")), "container"),
+        (replace(card, encoders={"compact-video": {"sha256": "0", "pinned": False}}), "weights"),
+    ):
+        with pytest.raises(UserError, match=message):
+            comparison([card, change])
+    with pytest.raises(UserError, match="no metric card"):
+        MetricCard.from_json("{}")
+
+
+def test_the_choice_of_clips_is_the_seeds(real: MemorySource, fake: MemorySource) -> None:
+    assert e.choose(10, 5, 0) == e.choose(10, 5, 0)
+    assert e.choose(10, 5, 0) != e.choose(10, 5, 1)
+    assert len(set(e.choose(10, 10, 3))) == 10
+    one, two = measured(real, fake, num=20, seed=0), measured(real, fake, num=20, seed=1)
+    assert one.real.sha256 != two.real.sha256
+
+
+def test_weights_by_path_are_recorded_as_not_pinned(real: MemorySource, fake: MemorySource, tmp_path: Path) -> None:
+    from mgct.metrics.encoders import compact
+
+    bundled = Path(compact.__file__).parent / "compact_audio.safetensors"
+    tensors = load_file(bundled)
+    tensors["embed.bias"] += 1
+    save_file(tensors, tmp_path / "mine.safetensors")
+    card = measured(real, fake, weights={"compact-audio": tmp_path / "mine.safetensors"})
+    assert not card.encoders["compact-audio"]["pinned"]
+    assert any("compact-audio" in note for note in card.warnings)
+    with pytest.raises(UserError, match="weights given for i3d"):
+        measured(real, fake, weights={"i3d": tmp_path / "mine.safetensors"})
+
+
+def test_the_running_metric_is_the_cards_number(real: MemorySource, fake: MemorySource) -> None:
+    running = e.RunningMetric(real, num=36)
+    row = running(fake.clips, SPEC)
+    card = measured(real, fake)
+    assert row["FVD-compact"] == pytest.approx(card.value("FVD-compact"), rel=1e-6)
+    assert row["sync_score"] == pytest.approx(card.synchrony["fake"]["sync_score"], abs=1e-6)
+    with pytest.raises(UserError, match="36 clips"):
+        running(clips(4, 0), SPEC)

@@ -1,0 +1,442 @@
+"""The pipeline on a tiny real network: reproducibility, saving, conditions, long clips, bulk sampling, errors."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+from mgct import AVPipeline, AVSample, ClipSpec, MultimodalUNet
+from mgct.data.media import read_clip
+from mgct.errors import UserError
+from mgct.noise import NoiseSchedule
+from mgct.pipeline import Given, SamplingOptions, load_clips, sample_to_folder, save_clips, windowed
+from mgct.samplers import SAMPLERS, Point
+from mgct.types import dequantise, quantise
+
+CLIP = ClipSpec(frames=4, fps=10, size=8, sample_rate_hz=640)
+QUIET = {"progress": False}
+# float32 kernels round differently for different batch sizes, and the first steps magnify that by 1/α = 156
+SAME = {"atol": 2e-3, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    unet = MultimodalUNet(
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        cross_attention_resolutions=(2,),
+        cross_attention_windows=(2,),
+        video_attention_resolutions=(2,),
+        num_heads=2,
+        num_head_channels=8,
+        norm_num_groups=8,
+    )
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return AVPipeline(unet, CLIP)
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(ours.video, theirs.video, **SAME)
+    torch.testing.assert_close(ours.audio, theirs.audio, **SAME)
+
+
+# ---------------------------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_makes_clips_of_the_models_shape(pipe, sampler):
+    clips = pipe(num_clips=2, steps=3, sampler=sampler, seed=1, **QUIET)
+    assert clips.video.shape == (2, *CLIP.video_shape)
+    assert clips.audio.shape == (2, *CLIP.audio_shape)
+    for part in (clips.video, clips.audio):
+        assert part.dtype == torch.float32
+        assert part.isfinite().all()
+        assert part.abs().max() <= 1
+        assert part[0].std() > 0
+        assert not torch.allclose(part[0], part[1])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm-solver++", "consistency"])
+def test_clip_k_of_a_seed_is_the_same_alone_in_a_batch_of_3_or_8_and_in_any_order(pipe, sampler):
+    together = pipe(num_clips=8, steps=4, sampler=sampler, seed=3, batch_size=8, **QUIET)
+    assert_same(pipe(num_clips=8, steps=4, sampler=sampler, seed=3, batch_size=3, **QUIET), together)
+    alone = pipe(indices=[5], steps=4, sampler=sampler, seed=3, **QUIET)
+    assert_same(alone, together.map(lambda part: part[5:6]))
+    shuffled = pipe(indices=[6, 1, 4], steps=4, sampler=sampler, seed=3, batch_size=2, **QUIET)
+    assert_same(shuffled, together.map(lambda part: part[[6, 1, 4]]))
+    other_seed = pipe(num_clips=1, steps=4, sampler=sampler, seed=4, **QUIET)
+    assert (other_seed.video - together.video[:1]).abs().mean() > 0.05
+
+
+def test_the_same_call_twice_is_bit_identical_and_leaves_torchs_generator_alone(pipe):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, second = (pipe(num_clips=2, steps=3, sampler="ddpm", **QUIET) for _ in range(2))
+    assert torch.equal(first.video, second.video)
+    assert torch.equal(first.audio, second.audio)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_window_shifts_are_drawn_from_seed_and_timestep_and_may_be_given(pipe):
+    network = pipe._network(SamplingOptions(seed=0))
+    seen = []
+    forward = pipe.unet.forward
+
+    def spy(*args, window_shift, **kwargs):
+        seen.append(tuple(window_shift) if not isinstance(window_shift, int) else window_shift)
+        return forward(*args, window_shift=window_shift, **kwargs)
+
+    clips = AVSample(video=torch.zeros(1, *CLIP.video_shape), audio=torch.zeros(1, *CLIP.audio_shape))
+    pipe.unet.forward = spy
+    try:
+        with torch.no_grad():
+            for timestep in (999.0, 999.0, *range(0, 999, 40)):
+                network(clips, Point(float(timestep), 0.5, 0.8))
+            pipe._network(SamplingOptions(window_shift=1))(clips, Point(0.0, 1.0, 0.1))
+    finally:
+        del pipe.unet.forward
+    assert seen[0] == seen[1]
+    assert len(set(seen[:-1])) > 3
+    most = pipe.unet.max_window_shifts(4)
+    assert all(0 <= shift <= top for row in seen[:-1] for shift, top in zip(row, most, strict=True))
+    assert seen[-1] == 1
+
+
+def test_no_more_clips_are_in_the_network_than_batch_size(pipe):
+    sizes = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    try:
+        pipe(num_clips=5, steps=2, batch_size=2, **QUIET)
+    finally:
+        handle.remove()
+    assert sizes == [2, 2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, DDPMScheduler])
+def test_scheduler_objects_of_diffusers_work_with_per_clip_seeds(pipe, scheduler):
+    clips = pipe(num_clips=3, steps=4, sampler=scheduler(), **QUIET)
+    alone = pipe(indices=[2], steps=4, sampler=scheduler(), **QUIET)
+    assert_same(alone, clips.map(lambda part: part[2:]))
+
+
+# ---------------------------------------------------------------------------------------------- saving
+
+
+def test_save_and_load_round_trip(pipe, tmp_path):
+    made_for = {"dpm-solver++": (3, 20), "consistency": (1, 4)}
+    AVPipeline(pipe.unet, CLIP, made_for).save_pretrained(tmp_path)
+    loaded = AVPipeline.from_pretrained(tmp_path)
+    assert loaded.clip == CLIP
+    assert loaded.config.recommended == {name: list(steps) for name, steps in made_for.items()}
+    assert not list(tmp_path.rglob("*.bin"))
+    ours, theirs = (p(num_clips=2, steps=3, **QUIET) for p in (pipe, loaded))
+    assert torch.equal(ours.video, theirs.video)
+    with pytest.warns(UserWarning, match="made for consistency with 1 to 4 steps; dpm-solver.. with 3 to 20 steps"):
+        loaded(steps=2, sampler="ddim", **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded(steps=3, **QUIET)
+
+
+def test_a_saved_pipeline_loads_in_a_fresh_process_by_its_name_alone(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    code = (
+        "import sys; from mgct import AVPipeline; p = AVPipeline.from_pretrained(sys.argv[1]);"
+        "print(p(steps=2, progress=False).audio.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "[1, 1, 256]" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- conditions
+
+
+@pytest.mark.parametrize(
+    ("method", "sampler"),
+    [("replacement", "ddpm"), ("replacement", "unipc"), ("guided", "dpm-solver++"), ("mm-diffusion", "ddpm")],
+)
+def test_the_given_modality_comes_back_and_changes_the_other(pipe, method, sampler):
+    how = {"steps": 3, "sampler": sampler, "method": method, **QUIET}
+    sound = torch.sin(torch.arange(CLIP.audio_samples) / 9)[None] * 0.9
+    made = pipe.audio_to_video(sound, 2, **how)
+    assert torch.equal(made.audio, sound.expand(2, 1, -1))
+    assert made.video.shape == (2, *CLIP.video_shape)
+    silent = pipe.audio_to_video(torch.zeros_like(sound), 2, **how)
+    assert (silent.video - made.video).abs().mean() > 1e-4
+    picture = made.video
+    made = pipe.video_to_audio(picture, **how)
+    assert torch.equal(made.video, picture)
+    assert made.audio.shape == (2, *CLIP.audio_shape)
+
+
+@pytest.mark.parametrize("method", ["replacement", "guided"])
+def test_conditional_clips_do_not_depend_on_the_batch(pipe, method):
+    picture = torch.rand(3, *CLIP.video_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    how = {"steps": 3, "method": method, **QUIET}
+    together = pipe.video_to_audio(picture, batch_size=3, **how)
+    assert_same(pipe.video_to_audio(picture, batch_size=2, **how), together)
+    alone = pipe.video_to_audio(picture[2], indices=[2], **how)
+    assert_same(alone, together.map(lambda part: part[2:]))
+
+
+def test_guidance_brings_the_network_s_idea_of_the_condition_closer(pipe):
+    """On a network in which the audio's noise depends on the video, the misfit of x̂0 falls with the guidance scale."""
+
+    class Coupled(torch.nn.Module):
+        dtype, device = torch.float32, torch.device("cpu")
+
+        def draw_window_shifts(self, *_):
+            return 0
+
+        def forward(self, video, audio, timestep, window_shift):
+            pull = video.mean((1, 2, 3, 4)).reshape(-1, 1, 1)
+            return AVSample(video=0.9 * video, audio=0.9 * audio - 0.5 * pull)
+
+    coupled = AVPipeline(MultimodalUNet(**pipe.unet.config), CLIP)
+    coupled.unet = Coupled()
+    sound = torch.full((1, CLIP.audio_samples), 0.5)
+    means = [
+        coupled.audio_to_video(sound, 8, method="guided", guidance_scale=scale, steps=10, **QUIET).video.mean().item()
+        for scale in (0.0, 2.0, 8.0)
+    ]
+    assert means[0] < means[1] < means[2]
+
+
+# ---------------------------------------------------------------------------------------------- longer
+
+
+def test_longer_clips_have_the_asked_length_and_an_extension_keeps_its_start(pipe):
+    long = pipe(num_clips=2, steps=3, seconds=1.0, **QUIET)
+    assert long.video.shape[1] == 10
+    assert long.audio.shape[2] == 640
+    start = pipe(num_clips=2, steps=3, **QUIET)
+    extended = pipe.extend(start, 1.0, steps=3, **QUIET)
+    assert extended.video.shape[1] == 10
+    assert pipe.fade_frames(4) == 1
+    assert torch.equal(extended.video[:, :3], start.video[:, :3])
+    assert torch.equal(extended.audio[:, :, :192], start.audio[:, :, :192])
+    assert extended.video[:, 4:].std() > 0
+    with pytest.raises(UserError, match="can be continued from 2 up to 10"):
+        pipe.extend(long.map(lambda part: torch.cat([part, part], 1 if part.dim() == 5 else 2)), 1.0, **QUIET)
+
+
+LONG = ClipSpec(frames=8, fps=10, size=1, sample_rate_hz=160)
+
+
+class OrnsteinUhlenbeck(torch.nn.Module):
+    """The exact ε of a stationary process in time, for one window: neighbours correlate as exp(-distance/length)."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+    std, video_length, audio_length = 0.3, 4.0, 64.0
+
+    def __init__(self):
+        super().__init__()
+
+        def eigen(count, length):
+            place = torch.arange(count, dtype=torch.float64)
+            return torch.linalg.eigh(self.std**2 * torch.exp(-(place[:, None] - place).abs() / length))
+
+        self.video = eigen(LONG.frames, self.video_length)
+        self.audio = eigen(LONG.audio_samples, self.audio_length)
+
+    def draw_window_shifts(self, *_):
+        return 0
+
+    def forward(self, video, audio, timestep, window_shift):
+        alpha, sigma = (float(x[0]) for x in NoiseSchedule().level(timestep[:1]))
+
+        def noise(x, eigen):
+            values, vectors = eigen
+            return (x @ vectors) * (sigma / (alpha**2 * values + sigma**2)) @ vectors.T
+
+        return AVSample(
+            video=noise(video.transpose(1, -1), self.video).transpose(1, -1), audio=noise(audio, self.audio)
+        )
+
+    def steps(self, clips):
+        """Root mean square change from frame to frame and sample to sample at each place, in units of the truth."""
+        changes = []
+        for part, axis, length in ((clips.video, 1, self.video_length), (clips.audio, 2, self.audio_length)):
+            true = self.std * math.sqrt(2 - 2 * math.exp(-1 / length))
+            others = [other for other in range(part.dim()) if other != axis]
+            changes.append(part.diff(dim=axis).square().mean(others).sqrt() / true)
+        return changes
+
+
+def test_no_click_and_no_jump_at_the_joins_of_a_process_whose_score_is_known(pipe):
+    """Changes at the joins against those inside a window: 2.0 s out of windows of 0.8 s that start every 0.4 s."""
+    process = AVPipeline(MultimodalUNet(**pipe.unet.config), LONG)
+    network = process.unet = OrnsteinUhlenbeck()
+    how = {"steps": 20, "clip_x0": False, "batch_size": 600, **QUIET}
+    long = process(600, seconds=2.0, **how)
+    video, audio = network.steps(long)
+    assert video.max() < 1.15
+    assert audio.max() < 1.10
+    assert min(video.min(), audio.min()) > 0.85
+    assert long.video.std().item() == pytest.approx(network.std, rel=0.05)
+    start = process(600, **how)
+    extended = process.extend(start, 2.0, **how)
+    video, audio = network.steps(extended)
+    assert video.max() < 1.35
+    assert audio.max() < 1.15
+
+
+def test_windows_cover_every_frame_and_agree_with_a_network_that_needs_no_context():
+    """For a network that acts on each element alone, windows change nothing, whatever the length."""
+
+    def alone(clips, point):
+        assert clips.video.shape[1] == CLIP.frames
+        assert clips.audio.shape[2] == CLIP.audio_samples
+        return clips.map(lambda part: torch.sin(3 * part) * point.sigma)
+
+    for frames in (5, 7, 13, 40):
+        samples = round(frames / CLIP.fps * CLIP.sample_rate_hz)
+        clips = AVSample(video=torch.randn(2, frames, 3, 8, 8), audio=torch.randn(2, 1, samples))
+        out = windowed(alone, CLIP, frames)(clips, Point(10.0, 0.9, 0.4))
+        expected = clips.map(lambda part: torch.sin(3 * part) * 0.4)
+        torch.testing.assert_close(out.video, expected.video)
+        torch.testing.assert_close(out.audio, expected.audio)
+
+
+def test_windows_that_disagree_are_cross_faded_without_a_step():
+    """Each window predicts its own constant; the blend must pass from one to the next in small steps."""
+    clip = ClipSpec(frames=16, fps=10, size=8, sample_rate_hz=1600)
+    calls = []
+
+    def constant(clips, _):
+        calls.append(None)
+        return clips.map(lambda part: torch.full_like(part, float(len(calls))))
+
+    clips = AVSample(video=torch.zeros(1, 32, 3, 8, 8), audio=torch.zeros(1, 1, 5120))
+    out = windowed(constant, clip, 32)(clips, Point(10.0, 0.9, 0.4))
+    assert len(calls) == 3
+    assert out.video.diff(dim=1).abs().max() < 0.4
+    assert out.audio.diff(dim=2).abs().max() < 0.004
+    assert (out.audio.min().item(), out.audio.max().item()) == pytest.approx((1, 3))
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def test_clips_are_saved_without_loss_and_as_mp4(pipe, tmp_path):
+    clips = pipe(num_clips=3, steps=3, **QUIET)
+    (path,) = save_clips(clips, tmp_path, CLIP, format="safetensors")
+    loaded, clip = load_clips(path)
+    assert clip == CLIP
+    assert torch.equal(quantise(loaded).video, quantise(clips).video)
+    assert torch.equal(quantise(loaded).audio, quantise(clips).audio)
+    spec = replace(CLIP, sample_rate_hz=16000)
+    sound = 0.5 * torch.sin(torch.arange(spec.audio_samples) * 0.2).expand(3, 1, -1)
+    paths = save_clips(AVSample(video=clips.video, audio=sound), tmp_path, spec, indices=[4, 5, 9])
+    assert [path.name for path in paths] == ["clip_000004.mp4", "clip_000005.mp4", "clip_000009.mp4"]
+    back = dequantise(read_clip(paths[0], spec))
+    assert back.video.shape == spec.video_shape
+    assert back.audio.shape == spec.audio_shape
+    assert (back.audio - sound[0]).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("format", ["mp4", "safetensors"])
+def test_bulk_sampling_splits_over_processes_and_goes_on_after_an_interruption(pipe, tmp_path, format):
+    options = SamplingOptions(steps=2, batch_size=3, progress=False)
+    how = {"format": format, "shard_size": 4, "world_size": 2}
+    first = sample_to_folder(pipe, tmp_path, 10, options, rank=0, **how)
+    names = {path.name for path in tmp_path.glob("clip*")}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("clip*")}
+    second = sample_to_folder(pipe, tmp_path, 10, options, rank=1, **how)
+    assert first.written + second.written == 10
+    assert first.found == second.found == 0
+    added = {path.name for path in tmp_path.glob("clip*")} - names
+    assert added
+    assert names
+    lost = sorted(tmp_path.glob("clip*"))[-1]
+    lost.unlink()
+    again = sample_to_folder(pipe, tmp_path, 10, options, **(how | {"world_size": 1}))
+    assert again.written == (1 if format == "mp4" else 2)
+    assert again.written + again.found == 10
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != lost)
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match=r"made otherwise.*seed 0 → 1"):
+        sample_to_folder(pipe, tmp_path, 10, replace(options, seed=1), **how)
+    if format == "safetensors":
+        loaded = [load_clips(path)[0].video for path in sorted(tmp_path.glob("clips_*"))]
+        direct = pipe(num_clips=10, steps=2, **QUIET)
+        torch.testing.assert_close(torch.cat(loaded), direct.video, atol=0.02, rtol=0)
+
+
+def test_bulk_sampling_with_a_given_sound_and_a_finishing_step(pipe, tmp_path):
+    sound = torch.rand(1, 1, 640) - 0.5
+    given = Given(AVSample(video=torch.zeros(1, 0, 3, 8, 8), audio=sound))
+
+    def larger(clips, indices):
+        assert indices == [0, 1, 2]
+        return AVSample(video=clips.video.repeat_interleave(2, -1).repeat_interleave(2, -2), audio=clips.audio)
+
+    options = SamplingOptions(steps=2, progress=False)
+    sample_to_folder(pipe, tmp_path, 3, options, format="safetensors", given=given, finish=larger)
+    (path,) = tmp_path.glob("*.safetensors")
+    clips, clip = load_clips(path)
+    assert clip == replace(CLIP, frames=10, size=16)
+    assert torch.equal(quantise(clips).audio, quantise(AVSample(video=sound, audio=sound)).audio.expand(3, 1, -1))
+    assert json.loads((tmp_path / "sampling.json").read_text())["given"]["method"] == "replacement"
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p(sampler="euler", **QUIET), "unknown sampler 'euler'; choose one of: ddpm, ddim, dpm-solver"),
+        (lambda p: p(steps=9, sampler="consistency", **QUIET), "'consistency' takes 1 to 8 steps, got 9"),
+        (lambda p: p(steps=0, **QUIET), "takes 1 to 1000 steps, got 0"),
+        (lambda p: p(num_clips=0, **QUIET), "num_clips must be at least 1"),
+        (lambda p: p(batch_size=0, **QUIET), "batch_size must be at least 1"),
+        (lambda p: p(seconds=0.2, **QUIET), "less than the model's own 0.4"),
+        (lambda p: p(sampler=FlowMatchEulerDiscreteScheduler(), **QUIET), "FlowMatchEulerDiscreteScheduler"),
+        (lambda p: p(sampler=DDIMScheduler(beta_end=0.012), **QUIET), "another noise schedule"),
+        (lambda p: p(sampler=DDIMScheduler(prediction_type="v_prediction"), **QUIET), "use 'epsilon'"),
+        (lambda p: p.audio_to_video(torch.rand(1, 300), **QUIET), "nearest that fits has 320 samples"),
+        (lambda p: p.audio_to_video(torch.rand(300), **QUIET), "audio must be"),
+        (lambda p: p.audio_to_video(torch.zeros(1, 256).short(), **QUIET), "floating point"),
+        (lambda p: p.audio_to_video(torch.rand(3, 1, 256), 2, **QUIET), "has 3 clips"),
+        (lambda p: p.audio_to_video(torch.rand(1, 256), method="magic", **QUIET), "unknown conditional method"),
+        (lambda p: p.audio_to_video(torch.rand(1, 256), method="mm-diffusion", **QUIET), "needs sampler 'ddpm'"),
+        (lambda p: p.video_to_audio(torch.rand(4, 3, 9, 9), **QUIET), r"this model's is \(4, 3, 8, 8\)"),
+        (lambda p: p.extend(p(steps=1, **QUIET), 0.3, **QUIET), "less than the model's own"),
+        (lambda _: AVPipeline.from_pretrained("/nowhere/at/all"), "not a saved pipeline"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_work(pipe, call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(pipe)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("batch_size", "advice"), [(8, "try batch_size=4"), (1, "smaller model or clip")])
+def test_out_of_memory_names_the_batch_size_to_try(pipe, batch_size, advice):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = pipe.unet.register_forward_pre_hook(exhausted)
+    try:
+        with pytest.raises(UserError, match=advice):
+            pipe(num_clips=8, steps=2, batch_size=batch_size, **QUIET)
+    finally:
+        handle.remove()
+
+
+def test_a_file_that_holds_no_clips_is_refused(tmp_path):
+    path = tmp_path / "clips_000000-000001.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not a file of clips"):
+        load_clips(path)

@@ -1,0 +1,388 @@
+"""Laws of the samplers on problems whose score is known, and agreement with the reference's recorded loops."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgct import samplers
+from mgct.noise import NoiseSchedule, consistency_coefficients
+from mgct.pipeline import GUIDANCE_SCALE
+from mgct.samplers import CLEAN, SAMPLERS, Known, Point
+from mgct.types import AVSample
+
+from .conftest import FIXTURES
+
+SCHEDULE = NoiseSchedule()
+STDS = (0.5, 0.3)
+
+
+def gaussian_noise(x: torch.Tensor, point: Point) -> torch.Tensor:
+    """The exact ε of zero-mean Gaussian data, columns of the stds in turn."""
+    std = torch.tensor(STDS, dtype=x.dtype).repeat(x.shape[1] // len(STDS))
+    return x * point.sigma / (point.alpha**2 * std**2 + point.sigma**2)
+
+
+def exact_gaussian(x: torch.Tensor, start: Point, end: Point) -> torch.Tensor:
+    """Where the probability-flow ODE carries x from start to end."""
+    std = torch.tensor(STDS, dtype=x.dtype).repeat(x.shape[1] // len(STDS))
+
+    def spread(point):
+        return (point.alpha**2 * std**2 + point.sigma**2).sqrt()
+
+    return x * spread(end) / spread(start)
+
+
+class Counted:
+    """A predictor that remembers the timesteps of its calls."""
+
+    def __init__(self, predict):
+        self.predict, self.timesteps = predict, []
+
+    def __call__(self, x, point):
+        self.timesteps.append(point.timestep)
+        return self.predict(x, point)
+
+
+# ---------------------------------------------------------------------------------------------- the reference
+
+
+def packed(tensors, name):
+    return samplers.pack(AVSample(video=tensors[f"{name}.video"], audio=tensors[f"{name}.audio"]))
+
+
+def by_modality(x, video_length, video, audio):
+    return torch.cat([video(x[:, :video_length]), audio(x[:, video_length:])], 1)
+
+
+@pytest.fixture(scope="module")
+def solver_fixture():
+    return load_file(FIXTURES / "dpm_solver.safetensors")
+
+
+def reference_model(name, video_length):
+    """The fixture's stand-ins; like the reference they are told the timestep rounded down to an integer."""
+
+    def gauss(x, point):
+        alpha_bar = SCHEDULE.alpha_bar[int(point.timestep)]
+
+        def scaled(std):
+            return lambda part: part * torch.sqrt(1 - alpha_bar) / (alpha_bar * std**2 + 1 - alpha_bar)
+
+        return by_modality(x, video_length, scaled(STDS[0]), scaled(STDS[1]))
+
+    def bounded(x, point):
+        time = int(point.timestep) / 1000
+        return by_modality(
+            x, video_length, lambda v: torch.tanh(0.3 * v + 0.01 * time), lambda a: torch.sin(0.5 * a) * time
+        )
+
+    return gauss if name.startswith("gauss") else bounded
+
+
+@pytest.mark.parametrize(
+    ("problem", "steps"), [("", 9), ("", 10), ("", 12), ("", 15), ("", 20), ("gauss_", 10), ("gauss_", 20)]
+)
+def test_dpm_solver_is_the_reference_with_its_audio_corrected(solver_fixture, problem, steps):
+    name = f"{problem}single3_logsnr_{steps}"
+    x = packed(solver_fixture, "x_T").double()
+    predict = Counted(reference_model(name, solver_fixture["x_T.video"].numel()))
+    out = samplers.dpm_solver(predict, x, samplers.log_snr_grid(SCHEDULE, steps + 1))
+    torch.testing.assert_close(out, packed(solver_fixture, name), atol=1e-9, rtol=0)
+    told = solver_fixture[f"{name}.model_timestep"].tolist()
+    assert [int(timestep) for timestep in predict.timesteps] == told
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("problem", ["", "gauss_"])
+def test_dpm_solver_pp_is_the_reference(solver_fixture, problem, steps):
+    name = f"{problem}pp_multi2_time_{steps}"
+    predict = reference_model(name, solver_fixture["x_T.video"].numel())
+    grid = samplers.time_grid(SCHEDULE, steps + 1)
+    out = samplers.dpm_solver_pp(predict, packed(solver_fixture, "x_T").double(), grid)
+    torch.testing.assert_close(out, packed(solver_fixture, name), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["ddim_r_ddim10", "ddim_r_10", "ddim_eta05_r_ddim10", "ddpm_r_10", "ddpm_r_ddim10"])
+def test_ddpm_and_ddim_are_the_reference(case):
+    fixture = load_file(FIXTURES / "diffusion_loops.safetensors")
+    grid = [*samplers.points(SCHEDULE, fixture[f"{case}.timestep_map"].flip(0)), CLEAN]
+    predict = samplers.clipped(reference_model("bounded", fixture[f"{case}.x_T.video"].numel()))
+    x = packed(fixture, f"{case}.x_T")
+
+    def noise(step):
+        video, audio = fixture[f"{case}.noise.video"][step], fixture[f"{case}.noise.audio"][step]
+        return samplers.pack(AVSample(video=video, audio=audio))
+
+    if case.startswith("ddpm"):
+        out = samplers.ddpm(predict, x, grid, noise)
+    elif "eta05" in case:
+        out = samplers.ddim(predict, x, grid, noise, eta=0.5)
+    else:
+        out = samplers.ddim(predict, x, grid)
+    torch.testing.assert_close(out, packed(fixture, f"{case}.final"), atol=1e-5, rtol=0)
+    if case.endswith("r_10"):
+        assert grid == samplers.integer_grid(SCHEDULE, 10)
+
+
+def coupled_model(shapes):
+    """The conditional fixture's stand-in, in which each modality's noise depends on the other's input."""
+
+    def predict(x, point):
+        clips = samplers.unpack(x, shapes)
+        time = point.timestep / 1000
+        (mv, ma), (sv, sa) = (
+            [f(part.flatten(1)).mean(1) for part in (clips.video, clips.audio)] for f in (lambda p: p, lambda p: p**2)
+        )
+        mv, sv = mv.reshape(-1, 1, 1), sv.reshape(-1, 1, 1)
+        ma, sa = (m.reshape(-1, 1, 1, 1, 1) for m in (ma, sa))
+        video = torch.tanh(0.3 * clips.video + 0.5 * ma + 0.2 * sa + 0.01 * time)
+        audio = torch.sin(0.5 * clips.audio + 0.4 * mv - 0.1 * sv) * (0.5 + 0.5 * time)
+        return samplers.pack(AVSample(video=video, audio=audio))
+
+    return predict
+
+
+@pytest.mark.parametrize("case", ["replace_v2a", "replace_a2v", "guided_v2a_scale3000", "guided_a2v_fp16flag"])
+def test_conditional_ddpm_is_the_reference(case):
+    fixture = load_file(FIXTURES / "conditional.safetensors")
+    condition = AVSample(video=fixture["condition.video"], audio=fixture["condition.audio"])
+    shapes = condition.map(lambda part: part.shape[1:])
+    given_video = "v2a" in case
+    mask = condition.map(torch.zeros_like)
+    (mask.video if given_video else mask.audio).fill_(1)
+    mask = samplers.pack(mask)[0].bool()
+    x = packed(fixture, f"{case}.x_T")
+    known = Known(samplers.pack(condition), mask, x)
+
+    def noise(step):
+        recorded = [fixture.get(f"{case}.noise.{what}") for what in ("video", "audio")]
+        parts = [
+            torch.zeros_like(part) if tape is None else tape[step]
+            for tape, part in zip(recorded, (condition.video, condition.audio), strict=True)
+        ]
+        return samplers.pack(AVSample(*parts))
+
+    predict = samplers.clipped(coupled_model(shapes))
+    grid = samplers.integer_grid(SCHEDULE, 10)
+    if case.startswith("replace"):
+        out = samplers.ddpm(samplers.replaced(predict, known), x, grid, noise)
+    else:
+        batch, elements = len(x), int((~mask).sum())
+        reference_scale = 3000.0 if "3000" in case else 0.001 * 2**20
+        out = samplers.guided_ddpm(predict, x, grid, noise, known, reference_scale / (batch * elements))
+    torch.testing.assert_close(out[:, ~mask], fixture[f"{case}.final"].flatten(1), atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------- laws
+
+
+def run_to_the_end(solver, steps):
+    """The exact Gaussian problem from T-1 to timestep 0 (solvers of the ODE): the result, and what it should be."""
+    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    grid = samplers.log_snr_grid(SCHEDULE, steps + 1)
+    return solver(gaussian_noise, x, grid), exact_gaussian(x, grid[0], grid[-1])
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(samplers.ddim, 1), (samplers.dpm_solver_pp, 2), (samplers.unipc, 3), (samplers.dpm_solver, 3)],
+)
+def test_order_of_convergence(solver, order):
+    """UniPC with two points and its corrector is of order 3."""
+    errors = []
+    for steps in (40, 80, 160):
+        out, exact = run_to_the_end(solver, steps)
+        errors.append((out - exact).abs().max().item())
+    rates = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+    assert all(order - 0.25 < rate < order + 0.6 for rate in rates), (errors, rates)
+
+
+def standard_deviation(name, std, steps):
+    """Of what a sampler makes of Gaussian data with the exact score: linear, so one column per independent draw."""
+
+    def predict(x, point):
+        return x * point.sigma / (point.alpha**2 * std**2 + point.sigma**2)
+
+    def unit(column):
+        return torch.nn.functional.one_hot(torch.tensor([column]), steps + 1).double()
+
+    out = SAMPLERS[name].run(predict, unit(0), SCHEDULE, steps, lambda step: unit(step + 1))
+    return out.norm().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "tolerance"),
+    [
+        ("ddpm", 1000, 0.01),
+        ("ddim", 1000, 0.01),
+        ("ddim", 50, 0.1),
+        ("dpm-solver", 20, 0.02),
+        ("dpm-solver++", 12, 0.04),
+        ("unipc", 12, 0.04),
+        ("dpm-solver++", 50, 0.005),
+        ("unipc", 50, 0.002),
+    ],
+)
+@pytest.mark.parametrize("std", STDS)
+def test_exact_score_gives_the_data_standard_deviation(name, steps, tolerance, std):
+    assert standard_deviation(name, std, steps) == pytest.approx(std, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_exactly_as_many_calls_as_steps_at_falling_timesteps(name, steps):
+    predict = Counted(gaussian_noise)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    out = SAMPLERS[name].run(predict, x, SCHEDULE, steps, lambda _: torch.zeros_like(x))
+    assert out.shape == x.shape
+    assert len(predict.timesteps) == steps
+    assert predict.timesteps[0] == 999
+    assert predict.timesteps == sorted(set(predict.timesteps), reverse=True)
+    assert min(predict.timesteps) >= 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_perfect_prediction_of_one_clip_returns_that_clip(name):
+    """Data that is a single clip: ε̂ = (x - α y)/σ exactly, and every sampler must end at y."""
+    clip = torch.tensor([[0.3, -0.8, 0.0, 1.0]], dtype=torch.float64)
+
+    def predict(x, point):
+        return (x - point.alpha * clip) / point.sigma
+
+    x = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = SAMPLERS[name].run(predict, x, SCHEDULE, 7, lambda _: torch.randn(2, 4, dtype=torch.float64))
+    # dpm-solver ends at timestep 0, where σ = 0.01; the consistency function keeps c_skip of x
+    tolerance = {"dpm-solver": 0.04, "consistency": 1e-4}.get(name, 1e-9)
+    torch.testing.assert_close(out, clip.expand(2, -1), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_few_steps_stay_bounded_with_an_imperfect_network(steps):
+    """The multistep samplers' last step is of first order, so few calls with a rough network do not overshoot."""
+
+    def rough(x, point):
+        return torch.tanh(gaussian_noise(x, point) + 0.2 * torch.sin(5 * x))
+
+    x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for name in ("dpm-solver++", "unipc"):
+        out = SAMPLERS[name].run(samplers.clipped(rough), x, SCHEDULE, steps, lambda _: x)
+        assert out.abs().max() <= 1 + 1e-9, name
+
+
+def test_singlestep_orders_are_the_papers():
+    assert samplers.singlestep_orders(9) == [3, 3, 2, 1]
+    assert samplers.singlestep_orders(10) == [3, 3, 3, 1]
+    assert samplers.singlestep_orders(12) == [3, 3, 3, 2, 1]
+    assert samplers.singlestep_orders(15) == [3, 3, 3, 3, 2, 1]
+    assert samplers.singlestep_orders(20) == [3] * 6 + [2]
+    assert all(sum(samplers.singlestep_orders(calls)) == calls for calls in range(1, 50))
+
+
+def test_grids():
+    grid = samplers.log_snr_grid(SCHEDULE, 13)
+    steps = torch.tensor([point.log_snr for point in grid]).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(12), rtol=1e-6, atol=0)
+    assert (grid[0].timestep, grid[-1].timestep) == (999, pytest.approx(0, abs=1e-6))
+    for point in grid:
+        assert point.alpha**2 + point.sigma**2 == pytest.approx(1)
+    assert CLEAN.log_snr == math.inf
+
+
+def test_pack_and_unpack_are_inverse():
+    clips = AVSample(video=torch.rand(2, 4, 3, 5, 5), audio=torch.rand(2, 1, 7))
+    back = samplers.unpack(samplers.pack(clips), clips.map(lambda part: part.shape[1:]))
+    assert torch.equal(back.video, clips.video)
+    assert torch.equal(back.audio, clips.audio)
+
+
+def test_clipping_changes_nothing_inside_the_range_and_bounds_x0_outside():
+    grid = samplers.time_grid(SCHEDULE, 5)
+    inside = torch.tensor([[0.2, -0.9]], dtype=torch.float64)
+    for point in grid[:-1]:
+        x = point.alpha * inside + point.sigma
+        same = samplers.clipped(lambda x, p: (x - p.alpha * inside) / p.sigma)(x, point)
+        torch.testing.assert_close(same, torch.ones_like(x))
+        bound = samplers.clipped(lambda x, p: (x - p.alpha * 5.0) / p.sigma)(x, point)
+        torch.testing.assert_close((x - point.sigma * bound) / point.alpha, torch.ones_like(x))
+
+
+def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
+    """f(x, T-1) for one call; f(α f(x, T-1) + σ z, t) for two."""
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 4, 2, dtype=torch.float64, generator=generator)
+
+    def f(x, point):
+        c_skip, c_out = (c.item() for c in consistency_coefficients(torch.tensor([point.timestep])))
+        return c_skip * x + c_out * (x - point.sigma * gaussian_noise(x, point)) / point.alpha
+
+    first, second, _ = grid = samplers.consistency_grid(SCHEDULE, 2)
+    assert (first.timestep, second.timestep) == (999, pytest.approx(100))
+    once = samplers.consistency(gaussian_noise, x, [first, CLEAN], lambda _: z)
+    torch.testing.assert_close(once, f(x, first))
+    twice = samplers.consistency(gaussian_noise, x, grid, lambda _: z)
+    torch.testing.assert_close(twice, f(second.alpha * once + second.sigma * z, second))
+
+
+# ---------------------------------------------------------------------------------------------- conditional
+
+
+def correlated_noise(x, point, rho=0.8):
+    """The exact ε of two standard normals with correlation ρ, scaled by 0.5."""
+    covariance = 0.25 * torch.tensor([[1, rho], [rho, 1]], dtype=x.dtype)
+    total = point.alpha**2 * covariance + point.sigma**2 * torch.eye(2, dtype=x.dtype)
+    return point.sigma * x @ total.inverse()
+
+
+def conditional_line(wrap, name="dpm-solver++", steps=20):
+    """Slope and spread of the made second number on the given first; the truth for `correlated_noise` is 0.8, 0.3."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 2, dtype=torch.float64, generator=generator)
+    given = 0.5 * torch.randn(4000, 1, dtype=torch.float64, generator=generator)
+    known = Known(torch.cat([given, torch.zeros_like(given)], 1), torch.tensor([True, False]), x)
+    draws = [torch.randn(4000, 2, dtype=torch.float64, generator=generator) for _ in range(steps)]
+    out = known.impose(SAMPLERS[name].run(wrap(known), x, SCHEDULE, steps, draws.__getitem__), CLEAN)
+    assert torch.equal(out[:, :1], given)
+    slope = (out[:, 1] * out[:, 0]).sum() / (out[:, 0] ** 2).sum()
+    return slope.item(), (out[:, 1] - slope * out[:, 0]).std().item()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_given_part_pulls_the_rest(name):
+    steps = min(20, SAMPLERS[name].max_steps)
+    slope, _ = conditional_line(lambda known: samplers.replaced(correlated_noise, known), name, steps)
+    assert 0.2 < slope < 0.9
+
+
+def test_zero_guidance_is_replacement_and_the_default_guidance_is_about_right():
+    plain = conditional_line(lambda known: samplers.replaced(correlated_noise, known))
+    none = conditional_line(lambda known: samplers.guided(correlated_noise, known, 0.0))
+    assert none == pytest.approx(plain, abs=1e-9)
+    slope, spread = conditional_line(lambda known: samplers.guided(correlated_noise, known, GUIDANCE_SCALE))
+    assert slope == pytest.approx(0.8, abs=0.06)
+    assert spread == pytest.approx(0.3, abs=0.03)
+    assert plain[0] < 0.5
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+def test_guidance_does_not_depend_on_how_many_elements_there_are(copies):
+    """A clip of independent copies of one pair is guided as the pair is, in any batch."""
+    x = torch.tensor([[0.4, -0.3], [1.0, 0.2]], dtype=torch.float64).repeat_interleave(copies, 1)
+    point = samplers.points(SCHEDULE, torch.tensor([300.0]))[0]
+
+    def copied(x, point):
+        return (
+            correlated_noise(x.reshape(-1, 2, copies).mT.reshape(-1, 2), point)
+            .reshape(-1, copies, 2)
+            .mT.reshape(x.shape)
+        )
+
+    mask = torch.tensor([True, False]).repeat_interleave(copies)
+    known = Known(torch.full_like(x, 0.5), mask, torch.zeros_like(x))
+    out = samplers.guided(copied, known, 3.0)(x, point)
+    single = samplers.guided(
+        correlated_noise, Known(known.x0[:1, ::copies], mask[::copies], known.noise[:1, ::copies]), 3.0
+    )(x[:1, ::copies], point)
+    torch.testing.assert_close(out[:1], single.repeat_interleave(copies, 1))
