@@ -162,7 +162,7 @@ def train(network: nn.Module, make: Batch, kinds: int, data: Clips, steps: int, 
     bar = tqdm(range(steps), desc=type(network).__name__)
     for step in bar:
         rows = torch.randint(len(data.labels), (BATCH,), generator=generator).sort().values
-        x, strengths = make(data, rows, 0.3, generator)
+        x, strengths = make(data, rows, 0.4, generator)
         out = head(network(x))
         loss = F.cross_entropy(out[:, :total], data.labels[rows], label_smoothing=0.05)
         loss = (
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and compact.json")
     parser.add_argument("--clips", type=int, default=2500, help="training clips of each world")
     parser.add_argument("--held-out", type=int, default=500, help="held-out clips of each world")
-    parser.add_argument("--video-steps", type=int, default=1200)
+    parser.add_argument("--video-steps", type=int, default=1800)
     parser.add_argument("--audio-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

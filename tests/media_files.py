@@ -92,8 +92,8 @@ def write_media(
                 chunk = wave[:, first : first + 1024]
                 if audio_gap and audio_gap[0] <= at[first] < audio_gap[1]:
                     continue
-                packed = np.ascontiguousarray(chunk.astype(np.float32))
-                frame = av.AudioFrame.from_ndarray(packed, format="fltp", layout=layout)
+                packed = np.ascontiguousarray(chunk.T.astype(np.float32)).reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
                 frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
                 frame.pts = first + round(audio_start_s * rate)
                 for converted in av.AudioResampler(format=kind).resample(frame):
@@ -300,8 +300,17 @@ CASES = [
     Case("5 fps", "slow.mp4", media(fps=5)),
     Case("44.1 kHz stereo, sound on the left only", "stereo.mp4", media(layout="stereo", loud_channels=[0])),
     Case("5.1 sound, centre only", "surround.mkv", media(layout="5.1", loud_channels=[2], rate=48000, **MKV)),
+    Case("7.1 sound", "cinema.mp4", media(layout="7.1", rate=48000)),
     Case("8 kHz mono", "telephone.mov", media(acodec="pcm_s16le", rate=8000)),
     Case("96 kHz, 24 bit", "hires.mkv", media(rate=96000, **MKV)),
+    Case(
+        "sound 90 s late",
+        "lost.mkv",
+        media(audio_start_s=90.0, seconds=92.0, times_s=[k / 25 for k in range(60)], **MKV),
+        "unsupported",
+        event=False,
+        note="starts 90 s after",
+    ),
     Case("gap in the sound", "gap.mkv", media(audio_gap=(0.4, 0.8), **MKV), note="timestamps jump"),
     Case("MPEG transport stream", "recording.ts", media(container="mpegts")),
     Case(

@@ -1,6 +1,7 @@
 """Laws of the media layer, on awkward files that the tests make themselves (`media_files.py`)."""
 
 import os
+import random
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -261,6 +262,30 @@ def test_find_files_follows_no_link(tmp_path):
 def test_a_file_that_crashes_its_process_harms_no_other():
     results = for_each_file(crash_on_three, [2, 3, 4], on_crash=report_crash, workers=1, progress=False)
     assert results == [4, "crashed on 3", 16]
+
+
+@pytest.mark.parametrize("name", ["cut90.mp4", "early.mkv", "recording.ts", "bframes.avi", "old.flv"])
+def test_damage_of_any_kind_gives_windows_or_a_reason(awkward: Prepared, tmp_path, name):
+    """Random bytes at random places: never another exception, and never more than the file can hold."""
+    whole, draw, path = (awkward.source / name).read_bytes(), random.Random(name), tmp_path / name
+    outcomes = set()
+    for _ in range(15):
+        data = bytearray(whole)
+        for _ in range(draw.choice([1, 3, 20])):
+            at, length = draw.randrange(len(data)), draw.choice([1, 16, 256])
+            data[at : at + length] = draw.randbytes(len(data[at : at + length]))
+        path.write_bytes(data)
+        try:
+            with WindowReader(path, CLIP, stride_frames=8) as reader:
+                windows = list(reader)
+            outcomes.add("taken")
+            assert len(windows) <= 4
+            assert all(window.video.shape == CLIP.video_shape for window in windows)
+            assert all(window.audio.shape == CLIP.audio_shape for window in windows)
+        except MediaError as error:
+            outcomes.add(error.reason)
+        probe(path)
+    assert "taken" in outcomes
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

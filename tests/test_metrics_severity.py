@@ -17,7 +17,7 @@ from mgct.metrics.encoders import load_encoder
 from mgct.types import dequantise, quantise
 
 SPEC = ClipSpec(8, 10.0, 16, 16000)
-STEPS = (0.12, 0.3, 0.6, 1.0)
+STEPS = (0.25, 0.5, 0.75, 1.0)
 pytestmark = pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
 
 

@@ -83,6 +83,8 @@ _REFERRING_DEMUXERS = frozenset(
         "ffmetadata",
     }
 )
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+_MOST_CHANNELS = 8
 _LARGEST_SCALED_SIDE = 64
 _SKIPPED_AT_ONCE = 4096
 _BT601 = 6
@@ -599,14 +601,22 @@ class VideoReader:
 
 
 def _mono(frame: Any) -> NDArray[np.float32]:
-    """The mean over an audio frame's channels as float32 in [-1, 1], shape (samples,)."""
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, len(frame.layout.channels)).T
-    if array.dtype == np.uint8:
+    """The mean over an audio frame's channels as float32 in [-1, 1], shape (samples,).
+
+    The planes are read one by one: with eight channels or more PyAV's own ``to_ndarray`` reads one too many.
+    """
+    channels = frame.layout.nb_channels
+    if channels > _MOST_CHANNELS:
+        raise MediaError("unsupported", f"its sound has {channels} channels; at most {_MOST_CHANNELS} are read")
+    dtype = np.dtype(_SAMPLE_TYPES[frame.format.name.removesuffix("p")])
+    if frame.format.is_planar:
+        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes[:channels]])
+    else:
+        array = np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels).T
+    if dtype == np.uint8:
         scaled = (array.astype(np.float64) - 128) / 128
-    elif np.issubdtype(array.dtype, np.integer):
-        scaled = array.astype(np.float64) / -float(np.iinfo(array.dtype).min)
+    elif np.issubdtype(dtype, np.integer):
+        scaled = array.astype(np.float64) / -float(np.iinfo(dtype).min)
     else:
         scaled = array.astype(np.float64)
     return scaled.mean(0).astype(np.float32)
@@ -688,6 +698,9 @@ class AudioReader:
             raise
         self._first = first
         self.begin_s = first[0] - origin_s
+        if self.begin_s > LONGEST_GAP_S:
+            self.close()
+            raise MediaError("unsupported", f"its sound starts {self.begin_s:.0f} s after its picture")
         self._chunks = self._on_clock()
         self._rest = np.zeros(0, np.int16)
 
