@@ -168,7 +168,7 @@ def train(network: nn.Module, make: Batch, kinds: int, data: Clips, steps: int, 
         loss = (
             loss
             + 0.5 * masked_error(out[:, total:-kinds], factors[rows])
-            + 6 * masked_error(out[:, -kinds:], strengths)
+            + 12 * masked_error(out[:, -kinds:], strengths)
         )
         optimiser.zero_grad()
         loss.backward()

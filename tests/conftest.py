@@ -1,7 +1,10 @@
 """Shared fixtures: the reference's numbers and tiny networks."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads otherwise spin on a busy machine
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ class CompactVideo(nn.Module):
         strides = ((1, 4, 4), (1, 2, 2), (2, 2, 2), (2, 2, 2))
         layers: list[nn.Module] = []
         for (inputs, outputs), kernel, stride in zip(itertools.pairwise(widths), kernels, strides, strict=True):
-            padding = tuple(k // 2 for k in kernel)
+            padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
             layers += [
                 nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
                 nn.BatchNorm3d(outputs),
