@@ -47,7 +47,7 @@ def assert_rises(values: list[float]) -> None:
 @pytest.fixture(scope="module", params=["landscape", "dance"])
 def world_clips(request) -> tuple[AVSample, Tensor]:
     """Clips of a seed that the encoders were not trained on."""
-    drawn = get_world(request.param).render(range(160), SPEC, seed=424_242)
+    drawn = get_world(request.param).render(range(112), SPEC, seed=424_242)
     return dequantise(quantise(drawn.clips)), drawn.labels
 
 

@@ -56,6 +56,12 @@ def final(run: Path) -> dict:
     return {name: checkpoint.tensors(name) for name in ("model", "ema", "target", "teacher", "optimizer")}
 
 
+def distance(one: dict, other: dict) -> float:
+    """Relative distance of two sets of weights as one vector: Adam makes single tiny gradients' rounding visible."""
+    apart = sum((one[key].double() - other[key].double()).square().sum() for key in one)
+    return (apart / sum(value.double().square().sum() for value in one.values())).sqrt().item()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed")
@@ -108,8 +114,7 @@ def test_micro_batches_change_nothing_but_memory(undisturbed, tmp_path):
 
     whole = without_dropout(tmp_path / "whole")
     parts = without_dropout(tmp_path / "parts", micro_batch_size=1)
-    for key, value in whole.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-3, atol=2e-5)
+    assert distance(whole, parts) < 1e-5
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -206,9 +211,7 @@ def test_two_processes_give_the_weights_of_one(tiny_shards, tmp_path):
         )
     for part in ("model", "ema", "target"):
         one, two = (read_checkpoint(tmp_path / f"run{n}").tensors(part) for n in (1, 2))
-        norm = torch.sqrt(sum(value.double().square().sum() for value in one.values()))
-        apart = torch.sqrt(sum((one[key].double() - two[key].double()).square().sum() for key in one))
-        assert apart / norm < 1e-6
+        assert distance(one, two) < 1e-6
 
 
 def test_sigterm_saves_and_resume_goes_on(tiny_shards, tmp_path):

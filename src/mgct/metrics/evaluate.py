@@ -329,6 +329,9 @@ def evaluate(
     sides, measured = [], []
     with _Runner((real, fake), plan, workers) as runner:
         loaded = runner.extractor.encoders
+        for encoder in loaded:
+            if encoder.fixed_batch not in {None, chosen.batch_size}:
+                raise UserError(f"{encoder.name} needs batches of {encoder.fixed_batch}, not {chosen.batch_size}")
         for k, (label, source, where) in enumerate((("real", real, split or chosen.split), ("fake", fake, ""))):
             found = _measure(runner, k, picked[k], chosen.batch_size, progress, label)
             facts = asdict(source.spec)
