@@ -16,7 +16,7 @@ LAYERS = [
     {"losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate"},
     {"pipeline", "upsampler", "checkpoint"},
-    {"trainer"},
+    {"trainer", "clip_folder"},
     {"commands"},
     {"cli", ""},
 ]

@@ -12,10 +12,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from mgct import AVPipeline, AVSample, ClipSpec, MultimodalUNet
+from mgct.clip_folder import load_clips, sample_to_folder, save_clips
 from mgct.data.media import read_clip
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import Given, SamplingOptions, load_clips, sample_to_folder, save_clips, windowed
+from mgct.pipeline import Given, SamplingOptions, windowed
 from mgct.samplers import SAMPLERS, Point
 from mgct.types import dequantise, quantise
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,11 @@ class ClipSpec:
     def audio_shape(self) -> tuple[int, int]:
         """(C, L) of one clip."""
         return (1, self.audio_samples)
+
+
+def concatenate(parts: Sequence[AVSample]) -> AVSample:
+    """Batches one after the other, as one batch."""
+    return AVSample(video=torch.cat([part.video for part in parts]), audio=torch.cat([part.audio for part in parts]))
 
 
 def dequantise(clips: AVSample) -> AVSample:

@@ -11,10 +11,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from mgct.clip_folder import sample_to_folder
 from mgct.data.media import AudioReader, VideoReader
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions, sample_to_folder
+from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
 from mgct.types import AVSample, ClipSpec
 
 

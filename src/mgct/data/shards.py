@@ -116,7 +116,7 @@ def make_loader(
     if _URL.match(source):
         layout = _Layout(batch_size, rank, world_size, seed, start_step)
         return _Loader(DataLoader(_Streamed(_urls(source), clip, layout, flip), batch_size=None, **workers))
-    clips = _open(source, clip, split, seed)
+    clips = open_clips(source, clip, split, seed)
     dataset = _Positioned(clips, seed, flip)
     batches = _Batches(batch_size, rank, world_size, start_step)
     return _Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **workers))
@@ -159,7 +159,7 @@ def read_all(source: str, clip: ClipSpec, split: str = "test", *, batch_size: in
     if folder.is_dir() and not (folder / "index.json").is_file() and not (folder / ".parts").is_dir():
         yield from _read_videos(folder, clip, batch_size)
         return
-    clips = _open(source, clip, split, seed=0)
+    clips = open_clips(source, clip, split, seed=0)
     if len(clips) == _ENDLESS:
         raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
     for group in _grouped(range(len(clips)), batch_size):
@@ -174,7 +174,7 @@ def count_clips(source: str, clip: ClipSpec, split: str = "train") -> int | None
     """
     if _URL.match(source):
         return None
-    count = len(_open(source, clip, split, seed=0))
+    count = len(open_clips(source, clip, split, seed=0))
     return None if count == _ENDLESS else count
 
 
@@ -196,7 +196,7 @@ class _Clips(Protocol):
     ) -> ClipBatch: ...
 
 
-def _open(source: str, clip: ClipSpec, split: str, seed: int) -> _Clips:
+def open_clips(source: str, clip: ClipSpec, split: str, seed: int) -> _Clips:
     """The clips of a source that is no stream."""
     if source.startswith("world:"):
         return _WorldClips.parse(source, clip, split, seed)

@@ -83,7 +83,7 @@ Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
 VIDEO: dict[str, tuple[Corruption, float]] = {
     "noise": (video_noise, 0.4),
     "blur": (video_blur, 2.5),
-    "shuffle": (video_shuffle, 1.0),
+    "shuffle": (video_shuffle, 0.8),
     "freeze": (video_freeze, 0.9),
 }
 """Name → function and the strength beyond which little is left of the clip."""

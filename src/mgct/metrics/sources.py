@@ -178,7 +178,7 @@ class StoredSource:
         self.spec = spec or ClipSpec()
         self.container = "world" if source.startswith("world:") else "shards"
         self.origin = source if self.container == "world" else Path(source).name
-        self._clips = shards._open(source, self.spec, split, 0)
+        self._clips = shards.open_clips(source, self.spec, split, 0)
         if source.startswith("world:") and source.count(":") == 1:
             raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
 
