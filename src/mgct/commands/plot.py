@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgct import plots
-from mgct.checkpoint import read_metrics
+from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics
 from mgct.data.media import write_mp4
 from mgct.errors import UserError
 from mgct.metrics.sources import open_source
@@ -81,7 +81,8 @@ def plot_loss(run: Path, out: Path) -> None:
     rows = read_metrics(run)
     if not rows:
         raise UserError(f"{run}: no metrics there (metrics.jsonl); give the folder of a run that has been trained")
-    _save(plots.loss_figure(rows), out)
+    boundary = read_checkpoint(run).state["objective"]["transfer_step"] if list_checkpoints(run) else None
+    _save(plots.loss_figure(rows, boundary), out)
 
 
 def clip_of(source: str) -> ClipSpec | None:
