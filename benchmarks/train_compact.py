@@ -1,6 +1,6 @@
 """Train a bundled compact encoder on the procedural worlds, and state how good it is.
 
-    python benchmarks/train_compact.py video --work /tmp/compact --out src/mgct/metrics/encoders
+    python benchmarks/train_compact.py video --work compact-work --out src/mgct/metrics/encoders
 
 It draws clips of both worlds (0.8 s, 8 frames of 64×64, 16 kHz), keeps them in --work, trains the network on one
 thread to name the class, the scene's factors and the strength of each kind of damage, and writes the weights and

