@@ -386,3 +386,28 @@ def test_guidance_does_not_depend_on_how_many_elements_there_are(copies):
         correlated_noise, Known(known.x0[:1, ::copies], mask[::copies], known.noise[:1, ::copies]), 3.0
     )(x[:1, ::copies], point)
     torch.testing.assert_close(out[:1], single.repeat_interleave(copies, 1))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_one_ancestral_step_has_the_reference_s_mean_and_variance(fixtures, clip):
+    """The reference's p_mean_variance with its larger variance, at x_t = q_sample, for its fake model."""
+    reference = load_file(fixtures / "diffusion.safetensors")
+    for row, timestep in enumerate(reference["in.t"].tolist()):
+        if timestep == 0:
+            continue
+        s, t = samplers.points(NoiseSchedule(), torch.tensor([timestep, timestep - 1.0], dtype=torch.float64))
+        for name in ("video", "audio"):
+            x = reference[f"q_sample.{name}"][row : row + 1].flatten(1)
+            wave = (
+                torch.tanh(0.3 * x + 0.01 * timestep / 1000)
+                if name == "video"
+                else torch.sin(0.5 * x) * timestep / 1000
+            )
+            predict = (lambda _, __, wave=wave: wave) if not clip else samplers.clipped(lambda _, __, wave=wave: wave)
+            mean = samplers._ancestral_step(x, predict(x, s), s, t, torch.zeros_like(x))
+            spread = samplers._ancestral_step(x, predict(x, s), s, t, torch.ones_like(x)) - mean
+            prefix = f"p_mean_variance.FIXED_LARGE.clip{int(clip)}"
+            expected = reference[f"{prefix}.mean.{name}"][row : row + 1].flatten(1)
+            variance = reference[f"{prefix}.variance.{name}"][row : row + 1].flatten(1)
+            torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(spread.square(), variance.expand_as(spread), rtol=1e-3, atol=1e-7)
