@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +44,107 @@ def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of (N, …, C): the statistics of each group of channels are over all positions of a row."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …, C) → the same shape and dtype."""
+    def forward(self, x: Tensor, film: Tensor | None = None, activate: bool = False) -> Tensor:
+        """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted."""
+        if x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype:
+            return _NormFilmSilu.apply(x, self.weight, self.bias, film, self.num_groups, self.eps, activate)
         rows, channels = x.shape[0], x.shape[-1]
         image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
-        normed = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
-        return normed.permute(0, 2, 3, 1).reshape(x.shape)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # it would make float32 of a bfloat16 body
+            h = F.group_norm(image, self.num_groups, weight, bias, self.eps)
+        h = h.permute(0, 2, 3, 1).reshape(rows, -1, channels)
+        if film is not None:
+            scale, shift = film.to(x.dtype)[:, None].chunk(2, dim=-1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return (F.silu(h) if activate else h).view(x.shape)
+
+
+class _NormFilmSilu(torch.autograd.Function):
+    """`GroupNorm` with what follows it, as one step of the backward pass.
+
+    It keeps its input and a few numbers a channel where the separate steps would keep their inputs too, and works the
+    rest out again; and its backward pass is several times faster where groups have few channels, for PyTorch's walks
+    through one group after the other (``docs/performance.md``).
+
+    With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
+    for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        film: Tensor | None,
+        groups: int,
+        eps: float,
+        activate: bool,
+    ) -> Tensor:
+        """Arguments as in `GroupNorm.forward`."""
+        rows, channels = x.shape[0], x.shape[-1]
+        positions = x.numel() // (rows * channels)
+        x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
+        image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
+        normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
+        h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
+        if film is not None:
+            scale, shift = film[:, None].chunk(2, dim=-1)
+            h.mul_(1 + scale).add_(shift)
+        if activate:
+            F.silu(h, inplace=True)
+        ctx.save_for_backward(x, weight, bias, film, mean, rstd)
+        ctx.activate = activate
+        return h.view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and FiLM pair."""
+        x, weight, bias, film, mean, rstd = ctx.saved_tensors
+        rows, channels, groups = x.shape[0], x.shape[-1], mean.shape[1]
+        x_rows, grad = x.reshape(rows, -1, channels), grad.reshape(rows, -1, channels)
+        count = x_rows.shape[1] * (channels // groups)
+        m, r = mean[..., None], rstd[..., None]
+
+        def grouped(per_channel: Tensor) -> Tensor:
+            return per_channel.reshape(-1, groups, channels // groups)
+
+        def per_channel(values: Tensor) -> Tensor:
+            return values.expand(rows, groups, channels // groups).reshape(rows, 1, channels)
+
+        scale, shift = (0.0, 0.0) if film is None else film.chunk(2, dim=-1)
+        a = r * grouped(weight * (1 + scale))
+        s = grouped(bias * (1 + scale) + shift) - m * a
+        if ctx.activate:
+            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(per_channel(s), x_rows, per_channel(a)))
+        grad_s = grouped(grad.sum(1))
+        grad_a = grouped(torch.linalg.vecdot(grad, x_rows, dim=1)) - m * grad_s  # the mean's own way to s included
+        grad_variance = -0.5 * r.square() * (grad_a * a).sum(2, keepdim=True)
+        grad_mean = -(grad_s * a).sum(2, keepdim=True) - 2 * m * grad_variance
+        grad_x = torch.addcmul(per_channel(grad_mean / count), x_rows, per_channel(2 * grad_variance / count))
+        grad_x.addcmul_(grad, per_channel(a))
+        grad_w, grad_b = (r * grad_a).view(rows, channels), grad_s.view(rows, channels)
+        grad_film = None if film is None else torch.cat([grad_w * weight + grad_b * bias, grad_b], 1)
+        grad_weight, grad_bias = (grad_w * (1 + scale)).sum(0), (grad_b * (1 + scale)).sum(0)
+        return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, None, None, None
+
+
+class SpatialConv(nn.Conv2d):
+    """A 3×3 convolution of channels-last pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C_in) → (N, H, W, C_out)."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class TemporalConv(nn.Conv1d):
+    """A convolution of width 3 over frames, at each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, P, C_in) → (B, F, P, C_out)."""
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[..., None], self.bias, padding=(1, 0)).permute(0, 2, 3, 1)
 
 
 class VideoConv(nn.Module):
@@ -62,19 +157,15 @@ class VideoConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, down: bool = False) -> None:
         super().__init__()
         self.down = down
-        self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.temporal = nn.Conv1d(out_channels, out_channels, 3, padding=1)
+        self.spatial = SpatialConv(in_channels, out_channels, 3, padding=1)
+        self.temporal = TemporalConv(out_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, H, W, C_in) → (B, F, H, W, C_out); with ``down``, (B, F, H/2, W/2, C_out)."""
-        batch, frames = x.shape[:2]
-        h = self.spatial(x.flatten(0, 1).permute(0, 3, 1, 2))
+        h = self.spatial(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         if self.down:
-            h = F.avg_pool2d(h, 2)
-        height, width = h.shape[2:]
-        h = h.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
-        h = F.conv2d(h, self.temporal.weight[..., None], self.temporal.bias, padding=(1, 0)).permute(0, 2, 3, 1)
-        return h.reshape(batch, frames, height, width, -1)
+            h = video_down(h)
+        return self.temporal(h.flatten(2, 3)).view(*h.shape[:4], -1)
 
 
 class AudioConv(nn.Module):
@@ -95,15 +186,24 @@ class AudioConv(nn.Module):
 
 
 class VideoHead(nn.Module):
-    """A full 3×3×3 convolution to the output channels, zero at first."""
+    """A full 3×3×3 convolution to the output channels, zero at first.
+
+    It is made as one 3×3 convolution to the three frames that each frame contributes to, and their sum: PyTorch has no
+    fast three-dimensional convolution to so few channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = zero_init(nn.Conv3d(in_channels, out_channels, 3, padding=1))
+        self.conv: Any = zero_init(nn.Conv3d(in_channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, H, W, C_in) → (B, F, C_out, H, W)."""
-        return self.conv(x.permute(0, 4, 1, 2, 3)).transpose(1, 2)
+        batch, frames = x.shape[:2]
+        weight = self.conv.weight.transpose(0, 2).transpose(1, 2).flatten(0, 1)  # tap of time and output, C_in, 3, 3
+        pictures = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)
+        after, now, before = pictures.view(batch, frames, 3, -1, *x.shape[2:4]).unbind(2)
+        bias = self.conv.bias.view(-1, 1, 1)
+        return now + F.pad(after, [0] * 6 + [1, 0])[:, :-1] + F.pad(before, [0] * 6 + [0, 1])[:, 1:] + bias
 
 
 class AudioHead(nn.Module):
@@ -194,9 +294,7 @@ class ResidualPath(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
-        h = self.conv(F.silu(self.norm_in(x)))
-        scale, shift = film.view(film.shape[0], *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
-        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        h = self.norm_out(self.conv(self.norm_in(x, activate=True)), film, activate=True)
         return self.up(self.skip(self.down(x)) + self.project(self.dropout(h)))
 
 
@@ -303,8 +401,13 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, wind
     if window == num_frames and k_length == num_frames * k_chunk:  # every window is everything
         return _attention(q, k, v)
     chunks = torch.arange(num_frames, device=q.device)[:, None] + shift
-    seen = (chunks * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
-    k, v = k[:, seen], v[:, seen]  # (B, F, window * k_chunk, H, D)
+    if k_length == num_frames * k_chunk:
+        frames = ((chunks + torch.arange(window, device=q.device)) % num_frames).flatten()
+        k, v = (x.unflatten(1, (num_frames, k_chunk)).index_select(1, frames) for x in (k, v))
+        k, v = (x.view(batch, num_frames, window * k_chunk, *x.shape[3:]) for x in (k, v))
+    else:
+        seen = (chunks * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
+        k, v = k[:, seen], v[:, seen]  # (B, F, window * k_chunk, H, D)
     whole = q[:, : num_frames * q_chunk].unflatten(1, (num_frames, q_chunk))
     out = _attention(whole.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).reshape(batch, -1, *q.shape[2:])
     if q_length > num_frames * q_chunk:

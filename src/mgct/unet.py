@@ -45,6 +45,11 @@ def _is_shifted(block: Any) -> bool:
     return block.cross is not None and block.cross.shifted
 
 
+def _time_network(width: int) -> nn.Sequential:
+    """Features of a time (B, E) → its embedding (B, E)."""
+    return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+
 class MultimodalUNet(ModelMixin, ConfigMixin):
     """The coupled U-Net of MM-Diffusion, ε_θ(v_t, a_t, t) → (ε̂_v, ε̂_a).
 
@@ -68,6 +73,9 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         norm_num_groups: groups of every group norm.
         video_channels: channels of the video.
         audio_channels: channels of the audio.
+        target_time: a second time input, ``target_timestep``: the level that a prediction is meant to jump to. It
+            enters through a layer that begins at zero and is fed the difference of the two times' embeddings, so the
+            network with both times equal stays the plain denoiser, whatever is learned for the others.
     """
 
     _supports_gradient_checkpointing = True
@@ -91,6 +99,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
         video_channels: int = 3,
         audio_channels: int = 1,
+        target_time: bool = False,
     ) -> None:
         super().__init__()
         if len(cross_attention_resolutions) != len(cross_attention_windows):
@@ -122,9 +131,11 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 return None
             return cross_attention(channels, window_at[factor], cross_attention_shift)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, model_channels), nn.SiLU(), nn.Linear(model_channels, model_channels)
-        )
+        self.time_embed = _time_network(model_channels)
+        self.target_embed = _time_network(model_channels) if target_time else None
+        self.target_gate = nn.Linear(model_channels, model_channels, bias=False) if target_time else None
+        if self.target_gate is not None:
+            nn.init.zeros_(self.target_gate.weight)
         self.video_stem = blocks.VideoConv(video_channels, widths[0])
         self.audio_stem = blocks.AudioConv(audio_channels, widths[0])
 
@@ -187,6 +198,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         audio: Tensor,
         timestep: Tensor,
         window_shift: int | Sequence[int] | Tensor | None = None,
+        target_timestep: Tensor | None = None,
     ) -> AVSample:
         """Predict the noise of both modalities.
 
@@ -198,16 +210,20 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 block (a sequence, or an integer tensor, which a compiled graph takes without being rebuilt). None:
                 drawn from torch's CPU generator in training mode, 0 in evaluation mode. The same shift gives the same
                 function, in a checkpointed recomputation too.
+            target_timestep: r, (B,) or scalar, at most ``timestep``: the prediction is meant for the jump from
+                ``timestep`` to there (`noise.ddim_step`). None: r = t, the denoiser. Only with ``target_time``.
 
         Returns:
             `AVSample` of predictions in the inputs' shapes.
 
         Raises:
-            UserError: a size that the strides do not allow; it names the nearest that they do.
+            UserError: a size that the strides do not allow (it names the nearest that they do), or a target timestep
+                for a network without one.
         """
         self._check_sizes(video, audio)
         shifts = iter(self._as_shifts(window_shift, video.shape[1]))
-        embedding = self._embed(timestep.expand(video.shape[0]), video.device)
+        target = None if target_timestep is None else target_timestep.expand(video.shape[0])
+        embedding = self._embed(timestep.expand(video.shape[0]), target, video.device)
 
         def run(block: nn.Module, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
             shift = next(shifts) if _is_shifted(block) else 0
@@ -250,13 +266,31 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         """Encoder, middle and decoder blocks in forward order."""
         return [*self.encoder, *self.middle, *self.decoder]
 
-    def _embed(self, timestep: Tensor, device: torch.device) -> Tensor:
+    def _embed(self, timestep: Tensor, target: Tensor | None, device: torch.device) -> Tensor:
         """SiLU of the time embedding (B, E), computed in float32 or better whatever the autocast."""
+        if target is not None and self.target_gate is None:
+            raise UserError("this network has no second time input; make it with target_time=True")
         weight = next(self.time_embed.parameters())
         precise = torch.promote_types(weight.dtype, torch.float32)
+
+        def features(time: Tensor) -> Tensor:
+            return blocks.timestep_embedding(time.to(device), self.config["model_channels"], precise).to(weight.dtype)
+
         with torch.autocast(device.type, enabled=False):
-            features = blocks.timestep_embedding(timestep.to(device), self.config["model_channels"], precise)
-            return F.silu(self.time_embed(features.to(weight.dtype)))
+            own = features(timestep)
+            embedding = self.time_embed(own)
+            if self.target_gate is not None and self.target_embed is not None:
+                goal = own if target is None else features(target)
+                embedding = embedding + self.target_gate(self.target_embed(goal) - self.target_embed(own))
+            return F.silu(embedding)
+
+    def with_target_time(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state_dict of a network without the second time input, completed by this network's own, if it has one.
+
+        A freshly made network's is zero, so the completed network is exactly the one that the weights are of.
+        """
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("target_")}
+        return {**own, **weights}
 
     def _as_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
         """The shift of each shifted block, as a list or a one-dimensional tensor."""
