@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
 from mgct.data.shards import ClipBatch
 from mgct.errors import UserError
+from mgct.layout import make_accelerator
 from mgct.noise import NoiseSchedule
 from mgct.stages import MGCT, Consistency, TeacherDirection, Transfer
-from mgct.trainer import Trainer, TrainSettings, make_accelerator
+from mgct.trainer import Trainer, TrainSettings
 from mgct.types import AVSample
 from tests.test_unet import TINY, randomised
 

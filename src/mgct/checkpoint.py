@@ -1,8 +1,8 @@
 """The run folder: checkpoints that are whole or absent, and the metrics log.
 
 ``RUN/checkpoints/step-00001000/`` holds one safetensors file per network (``model``, ``ema``, in stage 2 ``target``),
-one for the optimiser, and ``state.json``. A checkpoint is written beside its place and renamed, so what has its name
-is whole. Nothing is pickled.
+one for the optimiser, and ``state.json``. Tensors are whole and under plain names, however many processes wrote them. A
+checkpoint is written beside its place and renamed, so what has its name is whole. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mgct.errors import UserError
@@ -36,6 +36,10 @@ class Checkpoint:
     path: Path
     state: dict[str, Any]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a part ``name``."""
+        return (self.path / f"{name}.safetensors").is_file()
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of the part ``name``.
 
@@ -54,6 +58,8 @@ def write_checkpoint(
 ) -> Path:
     """Write ``RUN/checkpoints/step-…`` so that it appears whole or not at all, then delete all but the last ``keep``.
 
+    A process that is killed at any moment leaves every earlier checkpoint whole until the new one is.
+
     Args:
         run: the run folder.
         step: optimiser steps taken.
@@ -63,7 +69,8 @@ def write_checkpoint(
     """
     folder = run / "checkpoints"
     final, draft = folder / f"step-{step:08d}", folder / f".step-{step:08d}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
     try:
         draft.mkdir(parents=True)
         for name, tensors in parts.items():
@@ -78,12 +85,20 @@ def write_checkpoint(
         raise UserError(
             f"{final}: the checkpoint could not be written ({error.strerror}); earlier ones are whole"
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _remove(final)
     draft.rename(final)
     _sync(folder)
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint so that what is left of it, if that is interrupted, does not bear its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _sync(path: Path) -> None:
@@ -117,19 +132,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path / STATE_FILE}: cannot be read ({error}); resume from another checkpoint") from error
 
 
-def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The optimiser's per-parameter state as ``parameter name/state name`` → tensor."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    order = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+def load_optimizer_tensors(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Args:
+        optimizer: its parameters are those of ``parameters``, in that order.
+        parameters: name → parameter.
+        tensors: as `optimizer_tensors` names them.
+    """
+    order = {name: index for index, name in enumerate(parameters)}
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")

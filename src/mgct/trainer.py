@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mgct.batch_size import find_micro_batch
 from mgct.checkpoint import (
     Checkpoint,
     load_optimizer_tensors,
@@ -32,11 +33,18 @@ from mgct.checkpoint import (
 )
 from mgct.data.shards import ClipBatch
 from mgct.errors import UserError
+from mgct.guard import Failure, StepGuard
+from mgct.layout import Layout, Network, Precision, placed_like
 from mgct.losses import ClipLoss
+from mgct.monitors import Monitors, MonitorSettings, band_means
 from mgct.noise import ClipRandom, derive_seed
+from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, average_into, frozen_copy
+from mgct.trackers import Trackers
 from mgct.types import dequantise
-from mgct.unet import MultimodalUNet
+
+QUIET = MonitorSettings(noise_bands=0, gradients_every=0, samples_every=0, metric_every=0)
+"""Nothing but the losses, in TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,12 @@ class TrainSettings:
         warmup_steps: steps over which the learning rate rises linearly from 0.
         weight_decay: of AdamW.
         max_grad_norm: the gradient's norm is clipped to this.
+        max_loss_rise: a step whose loss is above this times the running mean of the last 100 stops the run, as one that
+            is not finite does; None: only the latter. Beware of losses without λ in stage 2, which vary a lot.
         ema_decay: decay per step of the average that is sampled from; shorter while the run is young.
-        precision: bf16 runs the network's body in bfloat16; auto: bf16 where the device has it, else fp32.
+        precision: bf16 runs the network's body in bfloat16; auto: bf16 on a GPU that has it, else fp32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: translate the network with torch.compile: a slow start, then faster steps; not with FSDP.
         seed: of everything random.
         num_workers: data loading processes per training process.
         log_every: steps between rows of the log; the average that δ is compared with is renewed at these.
@@ -68,9 +79,11 @@ class TrainSettings:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    max_loss_rise: float | None = None
     ema_decay: float = 0.9999
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
     num_workers: int = 0
     log_every: int = 10
@@ -83,35 +96,10 @@ class TrainSettings:
                 raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
-
-
-class RunningMeans:
-    """Sums of logged values since the last row, kept on the device so that no step waits for them."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add one step's values (scalars)."""
-        for name, value in values.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The mean of each value over the steps that had it and, through ``reduce``, over the processes."""
-        stacked = reduce(torch.stack([total / self.counts[name] for name, total in self.sums.items()]))
-        return dict(zip(self.sums, stacked.tolist(), strict=True))
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"sums": {name: value.item() for name, value in self.sums.items()}, "counts": self.counts}
-
-    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what `state` gave."""
-        self.sums = {name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in state["sums"].items()}
-        self.counts = dict(state["counts"])
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"train.micro_batch_size must be positive, got {self.micro_batch_size}")
+        if self.max_loss_rise is not None and self.max_loss_rise <= 1:
+            raise UserError(f"train.max_loss_rise must be above 1, got {self.max_loss_rise}")
 
 
 class Trainer:
@@ -124,20 +112,25 @@ class Trainer:
         settings: see `TrainSettings`.
         run: the run folder, made by the caller.
         config: the run's whole configuration, kept in each checkpoint.
-        export: called with the averaged network, the stage and the step at every checkpoint, by the main process.
-        accelerator: the processes and the device; `make_accelerator` gives it.
+        export: called by the main process with the averaged network whole on the CPU, the objective, the step, and the
+            name of a folder in the run: ``model`` at every checkpoint, ``best`` at every best running metric.
+        accelerator: the processes and the device; `mgct.layout.make_accelerator` gives it.
+        watch: what else to log.
+        monitors: what samples and measures now and then; None: nothing.
     """
 
     def __init__(
         self,
-        unet: MultimodalUNet,
+        unet: Network,
         objective: MGCT,
         loader: Callable[[int], Iterable[ClipBatch]],
         settings: TrainSettings,
         run: Path,
         config: dict[str, Any],
-        export: Callable[[nn.Module, MGCT, int], None],
+        export: Callable[[nn.Module, MGCT, int, str], None],
         accelerator: Accelerator,
+        watch: MonitorSettings = QUIET,
+        monitors: Monitors | None = None,
     ) -> None:
         if settings.batch_size % accelerator.num_processes:
             raise UserError(
@@ -145,157 +138,306 @@ class Trainer:
             )
         self.objective, self.loader, self.settings = objective, loader, settings
         self.run, self.config, self.export, self.accelerator = run, config, export, accelerator
-        self.device = accelerator.device
+        self.watch, self.monitors = watch, monitors
+        self.device, self.main = accelerator.device, accelerator.is_main_process
+        self.layout = Layout(accelerator)
+        if settings.compile and self.layout.sharded:
+            raise UserError("train.compile does not go with FSDP; leave one of them out")
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self.unet = unet.to(self.device).train()
+        if settings.compile:
+            unet.compile()
+        self.unet, self.model = self.layout.place(unet.train())
         self.ema = frozen_copy(self.unet).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.model = accelerator.prepare_model(self.unet)
+        self.extra: nn.Module = getattr(objective, "extra", nn.Module()).to(self.device)
+        self.parameters = {
+            **dict(self.unet.named_parameters()),
+            **{f"extra.{name}": value for name, value in self.extra.named_parameters()},
+        }
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, fused=True)
+        self.guard = StepGuard(self.parameters, settings.max_grad_norm, settings.max_loss_rise, self.layout)
         self.means = RunningMeans()
+        self.trackers: Trackers | None = None
         self.step = 0
         self.stop_requested = False
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups: plain and sharded tensors may not share one."""
+        groups = [{"params": list(self.unet.parameters()), "weight_decay": self.settings.weight_decay}]
+        extra = list(self.extra.parameters())
+        return [*groups, {"params": extra, "weight_decay": 0.0}] if extra else groups
 
     def fit(self) -> None:
         """Train until ``settings.steps``, or until Ctrl-C or SIGTERM, and leave a checkpoint and an exported model.
 
         Raises:
-            UserError: the loss or its gradient is not finite. The weights before that step are in a checkpoint.
+            UserError: a step's loss or gradient is not finite, or has risen too much. That step is not taken; the
+                weights before it are in a checkpoint.
         """
-        settings, main = self.settings, self.accelerator.is_main_process
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1) if main else None
-        write_metrics(self.run, (row for row in read_metrics(self.run) if row["step"] <= self.step)) if main else None
+        settings = self.settings
+        if self.main:
+            self.trackers = Trackers(self.watch.log_to, self.run, self.step)
+            write_metrics(self.run, (row for row in read_metrics(self.run) if row["step"] <= self.step))
         self._maybe_transfer()
         clock, clock_step = time.perf_counter(), self.step
         batches = iter(self.loader(self.step))
-        bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
+        bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not self.main, dynamic_ncols=True)
         with bar, self._signals():
             while self.step < settings.steps and not self._should_stop():
-                values = self._train_step(next(batches))
+                self.means.add(self._train_step(next(batches)))
                 self.step += 1
-                self.means.add(values)
                 bar.update()
                 if self.step % settings.log_every == 0:
                     now = time.perf_counter()
                     clips_per_s = (self.step - clock_step) * settings.batch_size / (now - clock)
                     clock, clock_step = now, self.step
-                    row = self._log(clips_per_s, writer)
+                    row = self._log(clips_per_s)
                     bar.set_postfix(stage=row["stage"], loss=f"{row['loss']:.4f}", clips_per_s=f"{clips_per_s:.1f}")
                 self._maybe_transfer()
+                if self.monitors is not None and self.monitors.due(self.step):
+                    self._monitor(self.monitors)
+                    clock, clock_step = time.perf_counter(), self.step
                 if self.step % settings.checkpoint_every == 0:
                     self.save()
+            self._look()
         if self.step % settings.checkpoint_every:
             self.save()
-        if writer:
-            writer.close()
+        if self.trackers:
+            self.trackers.close()
 
-    def _train_step(self, batch: ClipBatch) -> dict[str, Tensor]:
-        """One optimiser step on this process's share of the global batch; what to log of it."""
+    def _train_step(self, batch: ClipBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """One optimiser step on this process's share of the global batch; what to log of it, as sums and counts."""
         settings = self.settings
-        torch.manual_seed(derive_seed(settings.seed, "dropout", self.step, self.accelerator.process_index))
-        shift_generator = torch.Generator().manual_seed(derive_seed(settings.seed, "shift", self.step))
-        shift = self.unet.draw_window_shifts(batch.clips.video.shape[1], shift_generator)
+        before = {"means": self.means.copy(), "objective": self.objective.state()}
+        shift = self._shift(batch)
+        values: dict[str, tuple[Tensor, Tensor]] = {}
+        every = self.watch.gradients_every
+        if every and (self.step + 1) % every == 0:
+            values.update(self._gradients_by_part(batch, shift))
+        self._seed_dropout()
         count = len(batch.keys)
         size = settings.micro_batch_size or count
-        logs: dict[str, Tensor] = {}
         for start in range(0, count, size):
             last = start + size >= count
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 result = self._loss(batch, slice(start, start + size), shift)
                 self.accelerator.backward(result.loss.sum() / count)
-            for name, value in {"loss": result.loss, **result.logs}.items():
-                logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach().sum() / count
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        if not torch.isfinite(norm + logs["loss"]):
-            self._diverged(logs, batch)
+            for name, value in self._log_values(result).items():
+                total = values.get(name, (torch.zeros((), device=self.device),) * 2)
+                values[name] = (total[0] + value[0], total[1] + value[1])
+        self._average_extra_gradients()
+        self._look()
+        norm, bad = self.guard.check(self.step, values["loss"][0] / count, batch.keys, before)
         rate = settings.learning_rate * min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel does nothing where it is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         average_into(self.ema, self.unet, min(settings.ema_decay, (1 + self.step) / (10 + self.step)))
         self.objective.after_step(self.unet)
-        return {**logs, "grad_norm": norm}
+        return {**values, "grad_norm": (norm, torch.ones_like(norm))}
 
-    def _loss(self, batch: ClipBatch, part: slice, shift: list[int]) -> ClipLoss:
+    def _seed_dropout(self) -> None:
+        torch.manual_seed(derive_seed(self.settings.seed, "dropout", self.step, self.accelerator.process_index))
+
+    def _shift(self, batch: ClipBatch) -> Any:
+        """This step's window shifts, the same in all processes; a tensor where a compiled graph takes them."""
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "shift", self.step))
+        shift = self.unet.draw_window_shifts(batch.clips.video.shape[1], generator)
+        return torch.tensor(shift, device=self.device) if self.settings.compile else shift
+
+    def _loss(self, batch: ClipBatch, part: slice, shift: Any) -> ClipLoss:
         """The objective's loss of some clips of the batch."""
         clips = dequantise(batch.clips.map(lambda x: x[part].to(self.device, non_blocking=True)))
         seeds = [derive_seed(self.settings.seed, "clip", position) for position in batch.positions[part].tolist()]
         with self.accelerator.autocast():
             return self.objective.loss(self.model, clips, ClipRandom(seeds, self.device), shift)
 
-    def _log(self, clips_per_s: float, writer: SummaryWriter | None) -> dict[str, Any]:
+    def _log_values(self, result: ClipLoss) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name → (sum over the clips, how many) of the loss and what the objective logs."""
+        count = torch.tensor(float(len(result.loss)), device=self.device)
+        named = {"loss": result.loss, **result.logs}
+        values = {name: (value.detach().sum(), count) for name, value in named.items()}
+        timestep = getattr(result, "timestep", None)
+        if self.watch.noise_bands and timestep is not None:
+            parts = {name: result.logs[name] for name in ("loss_mm_video", "loss_mm_audio")}
+            total = self.objective.schedule.num_timesteps
+            values.update(band_means(timestep, parts, self.watch.noise_bands, total))
+        return values
+
+    def _gradients_by_part(self, batch: ClipBatch, shift: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Norms of the gradient of each modality's loss and of each of the two losses, on one micro-batch a process.
+
+        Each by a forward and backward pass of its own, so that it works under DDP and FSDP. Leaves no gradient.
+        """
+        names = ["loss_mm_video", "loss_mm_audio"]
+        names += ["loss_cm_video", "loss_cm_audio", "loss_mm", "loss_cm"] if self.objective.stage == 2 else []
+        part = slice(0, self.settings.micro_batch_size or len(batch.keys))
+        norms: dict[str, Tensor] = {}
+        for name in names:
+            self._seed_dropout()
+            result = self._loss(batch, part, shift)
+            if name not in result.logs:
+                continue
+            # zero times the rest: every parameter has a gradient, as DDP wants it
+            self.accelerator.backward(result.logs[name].mean() + 0 * result.loss.mean())
+            self._average_extra_gradients()
+            norms[f"grad_{name.removeprefix('loss_')}"] = torch.linalg.vector_norm(self.guard.gradient_norms())
+            self.optimizer.zero_grad(set_to_none=True)
+        if "grad_mm" in norms and "grad_cm" in norms:
+            norms["grad_cm_over_mm"] = norms["grad_cm"] / norms["grad_mm"]
+        return {name: (norm, torch.ones_like(norm)) for name, norm in norms.items()}
+
+    def _average_extra_gradients(self) -> None:
+        """The gradients of the objective's own parameters, which lie whole in every process."""
+        for parameter in self.extra.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _log(self, clips_per_s: float) -> dict[str, Any]:
         """Write one row of means since the last row, and let the objective see the loss."""
-        means = self.means.means(lambda values: self.accelerator.reduce(values, "mean"))
-        self.objective.observe(means["loss"], self.means.counts["loss"])
+        self._look()
+        means, steps = self.means.means(self.layout.sum), self.means.steps
+        self.objective.observe(means["loss"], steps)
         self.means = RunningMeans()
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "stage": self.objective.stage, **means, "loss_average": self.objective.average}
         row.update(learning_rate=rate, clips_per_s=clips_per_s)
-        if writer:
+        self._write(row)
+        return row
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the log and to the trackers."""
+        if self.trackers is not None:
             with (self.run / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                if name != "step":
-                    writer.add_scalar(name, value, self.step)
-        return row
+            self.trackers.scalars({name: value for name, value in row.items() if name != "step"}, self.step)
+
+    def _monitor(self, monitors: Monitors) -> None:
+        """Sample and measure, and keep the model if it is the best so far."""
+        self._look()
+        row = monitors(self.ema, self.step, self.trackers)
+        if row:
+            self._write({"step": self.step, **row})
+        best = self.layout.sum(torch.tensor(float(monitors.is_best(row)), device=self.device))
+        if best.item():
+            network = self.layout.plain_copy(self.ema)
+            if network is not None:
+                self.export(network, self.objective, self.step, "best")
 
     def _maybe_transfer(self) -> None:
         """Start stage 2 if it is due."""
-        if self.objective.transfer_due(self.step):
-            self.objective.start_stage_2(self.unet, self.step)
+        if not self.objective.transfer_due(self.step):
+            return
+        self._look()
+        transfer = self.objective.transfer
+        if getattr(transfer, "weights", "live") == "ema":
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.unet.parameters()), list(self.ema.parameters()))
+        if not getattr(transfer, "keep_optimizer", True):
+            self.optimizer.state.clear()
+        self.objective.start_stage_2(self.unet, self.step)
+        self._compile_copies()
 
-    def _diverged(self, logs: dict[str, Tensor], batch: ClipBatch) -> None:
-        """Save the weights, which this step has not touched, and explain."""
-        norms = {}
-        for name, parameter in self.unet.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                norms[".".join(name.split(".")[:2])] = "not finite"
+    def _compile_copies(self) -> None:
+        """θ⁻ and the teacher are called as often as the network."""
+        if self.settings.compile:
+            for network in self.objective.networks().values():
+                network.compile()
+
+    def _look(self) -> None:
+        """Find out whether the step before was taken; if not, save what was before it and explain."""
+        failure = self.guard.look()
+        if failure is not None:
+            self._diverged(failure)
+
+    def _diverged(self, failure: Failure) -> None:
+        """Save the weights and optimiser, which the step has not touched, and explain."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.step, self.means = failure.step, failure.before["means"]
+        self.objective.updates = failure.before["objective"]["updates"]
+        report = {**vars(failure), "before": None}
+        if self.main:
+            (self.run / "diverged.json").write_text(json.dumps(report, indent=1))
         path = self.save()
-        values = ", ".join(f"{name} {value.item():.4g}" for name, value in logs.items())
         raise UserError(
-            f"step {self.step}: the loss or its gradient is not finite ({values}; blocks with such gradients: "
-            f"{', '.join(norms) or 'none'}; clips {', '.join(batch.keys[:4])} …). The weights before this step are in "
-            f"{path}. Try a lower train.learning_rate, train.warmup_steps, or train.precision=fp32"
+            f"{failure.explain()}. The weights before this step are in {path}, all norms in "
+            f"{self.run / 'diverged.json'}. Try a lower train.learning_rate, train.warmup_steps, a lower "
+            "train.max_grad_norm, or train.precision=fp32, and --resume"
         )
 
     def save(self) -> Path:
         """Write a checkpoint of everything, and export the averaged network."""
+        self._look()
+        networks = {"model": self.unet, "ema": self.ema, **self.objective.networks(), "extra": self.extra}
+        parts = {name: self.layout.whole(network.state_dict()) for name, network in networks.items()}
+        parts["optimizer"] = self.layout.whole(optimizer_tensors(self.optimizer, self.parameters))
         state = {
             "objective": self.objective.state(),
-            "means": self.means.state(),
+            "means": self.means.gather(self.layout.sum, self.main),
+            "guard": self.guard.state(),
+            "best": self.monitors.best if self.monitors else None,
             "seed": self.settings.seed,
+            "layout": f"{self.layout.name} × {self.accelerator.num_processes}",
             "config": self.config,
         }
-        parts = {
-            "model": self.unet.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.unet),
-            **{name: network.state_dict() for name, network in self.objective.networks().items()},
-        }
         path = self.run / "checkpoints" / f"step-{self.step:08d}"
-        if self.accelerator.is_main_process:
+        network = self.layout.plain_copy(self.ema)
+        if network is not None:
+            parts = {name: tensors for name, tensors in parts.items() if tensors}
             path = write_checkpoint(self.run, self.step, parts, state, self.settings.keep_checkpoints)
-            self.export(self.ema, self.objective, self.step)
+            self.export(network, self.objective, self.step, "model")
         self.accelerator.wait_for_everyone()
         return path
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint: everything is as it was after its step."""
-        self.unet.load_state_dict(checkpoint.tensors("model"))
-        self.ema.load_state_dict(checkpoint.tensors("ema"))
-        load_optimizer_tensors(self.optimizer, self.unet, checkpoint.tensors("optimizer"))
+        """Go on from a checkpoint, whatever the layout that wrote it: everything is as it was after its step."""
+        parameters = dict(self.unet.named_parameters())
+        self.unet.load_state_dict(placed_like(checkpoint.tensors("model"), parameters))
+        self.ema.load_state_dict(placed_like(checkpoint.tensors("ema"), parameters))
+        if checkpoint.has("extra"):
+            self.extra.load_state_dict(checkpoint.tensors("extra"))
+        if checkpoint.has("optimizer"):
+            self._load_optimizer(checkpoint.tensors("optimizer"))
         state = checkpoint.state
-        parts = ("target", "teacher")
         weights = {
-            part: checkpoint.tensors(part) for part in parts if (checkpoint.path / f"{part}.safetensors").exists()
+            part: placed_like(checkpoint.tensors(part), parameters)
+            for part in ("target", "teacher")
+            if checkpoint.has(part)
         }
         self.objective.load_state(state["objective"], self.unet, weights)
-        self.means.load_state(state["means"], self.device)
+        self._compile_copies()
+        self.means.load_state(state["means"], self.device, self.main)
+        self.guard.load_state(state["guard"])
+        if self.monitors is not None:
+            self.monitors.best = state["best"]
         self.step = state["step"]
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Each moment as its parameter lies; the counts of steps as they are."""
+        moments = {path: value for path, value in tensors.items() if not path.endswith("/step")}
+        likes = {path: self.parameters[path.rpartition("/")[0]] for path in moments}
+        load_optimizer_tensors(self.optimizer, self.parameters, {**tensors, **placed_like(moments, likes)})
+
+    def largest_micro_batch(self) -> int:
+        """The largest micro-batch that fits, with everything of both stages in memory. The run is spent afterwards."""
+        transfer = self.objective.transfer
+        if self.objective.stage == 1 and (transfer.delta is not None or transfer.max_steps is not None):
+            self.objective.start_stage_2(self.unet, self.step)
+        batch = next(iter(self.loader(self.step)))
+
+        def attempt(size: int) -> None:
+            self.settings = replace(self.settings, micro_batch_size=size)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._train_step(batch)
+            self._look()
+
+        def say(line: str) -> None:
+            if self.main:
+                tqdm.write(line, file=sys.stderr)
+
+        return find_micro_batch(attempt, len(batch.keys), say)
 
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop; asked of all at the log's rows when there are several."""
@@ -325,18 +467,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def make_accelerator(precision: Literal["auto", "fp32", "bf16"]) -> Accelerator:
-    """An `Accelerator` for the processes that accelerate or torchrun started, or for this one.
-
-    Raises:
-        UserError: bf16 was asked for and the device has none.
-    """
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if precision == "bf16" and not has_bf16:
-        raise UserError("train.precision=bf16: this device has no bfloat16 arithmetic; use fp32 or auto")
-    return Accelerator(mixed_precision="bf16" if precision != "fp32" and has_bf16 else "no")
 
 
 def count_parameters(module: nn.Module) -> int:

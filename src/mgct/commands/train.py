@@ -18,10 +18,12 @@ from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError
+from mgct.layout import make_accelerator
+from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.pipeline import AVPipeline
 from mgct.stages import MGCT, Consistency, Transfer
-from mgct.trainer import Trainer, TrainSettings, count_parameters, make_accelerator
+from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
@@ -47,13 +49,16 @@ def train(
     train: TrainSettings = TrainSettings(),
     transfer: Transfer = Transfer(),
     consistency: Consistency = Consistency(),
+    monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
+    find_batch_size: bool = False,
     config_yaml: str = "",
 ) -> None:
     """Train a model: stage 1 on the multimodal loss, then, once its loss is below δ, stage 2 with the consistency loss.
 
-    Ctrl-C or SIGTERM saves and leaves; --resume goes on. `mgct sample OUT CLIPS` generates from the result.
+    Ctrl-C or SIGTERM saves and leaves; --resume goes on. `mgct sample OUT CLIPS` generates from the result, and
+    `mgct sample OUT/best CLIPS` from the model with the best running metric.
 
     Args:
         model: the network's settings.
@@ -63,13 +68,17 @@ def train(
         train: how the run is trained.
         transfer: when stage 2 starts.
         consistency: what stage 2 adds.
+        monitor: what is watched while it trains.
         init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
         resume: go on from the newest checkpoint in the run folder.
+        find_batch_size: only print the largest train.micro_batch_size that fits into memory.
         config_yaml: the whole configuration as YAML, kept in the run folder.
     """
     if not data:
         raise UserError("train needs --data: a folder made by `mgct prepare`, or world:landscape or world:dance")
     accelerator = make_accelerator(train.precision)
+    if accelerator.is_main_process:
+        _restore_exports(out)
     found = list_checkpoints(out)
     if found and not resume:
         raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
@@ -95,21 +104,28 @@ def train(
             num_workers=train.num_workers,
         )
 
-    def export(network: nn.Module, objective: MGCT, step: int) -> None:  # noqa: ARG001
-        _replace_folder(AVPipeline(network, clip, RECOMMENDED[objective.stage]), out / "model")
+    def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
+        folder = out / name
+        pipe = AVPipeline(network, clip, RECOMMENDED[objective.stage])
+        _replace_folder(pipe, folder, {"step": step, "stage": objective.stage})
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
-    if accelerator.is_main_process:
+    monitors = Monitors(monitor, clip, data, out, accelerator)
+    if accelerator.is_main_process and not find_batch_size:
         _make_run_folder(out, config_yaml)
     accelerator.wait_for_everyone()
     config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
-    trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator)
+    trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
     if checkpoint is not None:
         trainer.load(checkpoint)
     say = print if accelerator.is_main_process else _silent
+    if find_batch_size:
+        largest = trainer.largest_micro_batch()
+        say(f"the largest micro-batch that fits: --train.micro_batch_size {largest}")
+        return
     say(
-        f"{count_parameters(unet):,} parameters on {accelerator.device} × {accelerator.num_processes}, "
-        f"from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
+        f"{count_parameters(unet):,} parameters on {accelerator.device} × {accelerator.num_processes} "
+        f"({trainer.layout.name}), from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
         file=sys.stderr,
     )
     trainer.fit()
@@ -148,9 +164,11 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
         key for key in unet.config if not key.startswith("_") and _plain(unet.config[key]) != _plain(other.config[key])
     ]
     weightless = {"dropout", "cross_attention_shift"}
+    if unet.config["target_time"]:
+        weightless.add("target_time")
     if set(different) - weightless:
         raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
-    unet.load_state_dict(other.state_dict())
+    unet.load_state_dict(unet.with_target_time(other.state_dict()))
 
 
 def _make_run_folder(out: Path, config_yaml: str) -> None:
@@ -163,13 +181,25 @@ def _make_run_folder(out: Path, config_yaml: str) -> None:
         raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _replace_folder(pipe: AVPipeline, folder: Path) -> None:
-    """Save the pipeline beside ``folder``, then put it in its place."""
+def _replace_folder(pipe: AVPipeline, folder: Path, facts: dict[str, Any]) -> None:
+    """Save the pipeline beside ``folder``, with ``training.json``, then put it in its place."""
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    pipe.save_pretrained(draft)  # type: ignore[attr-defined]
+    try:
+        pipe.save_pretrained(draft)  # type: ignore[attr-defined]
+        (draft / "training.json").write_text(json.dumps(facts) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: the model could not be written ({error.strerror})") from error
     if folder.exists():
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore_exports(out: Path) -> None:
+    """Put back a model that was being replaced when a run was killed."""
+    for old in out.glob(".*.old"):
+        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not folder.exists():
+            old.rename(folder)
