@@ -1,8 +1,8 @@
-"""Upsampling of generated video, 64 → 256 pixels a side: MM-Diffusion's image super-resolution and its training.
+"""Upsampling of generated video, as 64 → 256 pixels a side: MM-Diffusion's image super-resolution.
 
 The network is a diffusers `UNet2DModel` on the noisy large image and the small one enlarged, side by side. It
 predicts the noise and, for training, where the variance lies between its two bounds (Nichol & Dhariwal 2021);
-sampling by DDIM uses the noise alone.
+sampling by DDIM uses the noise alone. `mgct.upsampler_trainer` trains one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mgct import samplers
 from mgct.convert import read_state_dict
 from mgct.errors import UserError
-from mgct.noise import NoiseSchedule, add_noise, derive_seed, per_clip_randn
+from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule, derive_seed, per_clip_randn
 from mgct.samplers import CLEAN, Point
 from mgct.types import AVSample
 
@@ -45,6 +45,9 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         scale: how many times larger the image becomes.
         norm_num_groups: groups of every group norm.
         dropout: probability.
+        residual_std: None: the network's output is ε̂, as in the reference. Otherwise the standard deviation σ_r, in
+            units of [-1, 1], of the large image around the small one enlarged; ε̂ is then what that alone says plus
+            the network's output, scaled (`residual_noise`). Networks trained from scratch need it.
     """
 
     if TYPE_CHECKING:
@@ -61,8 +64,11 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         scale: int = 4,  # noqa: ARG002  (kept in the config)
         norm_num_groups: int = 32,
         dropout: float = 0.0,
+        residual_std: float | None = None,
     ) -> None:
         super().__init__()
+        if residual_std is not None and residual_std <= 0:
+            raise UserError(f"residual_std must be positive, got {residual_std}")
         if channel_mult[0] != 1:
             raise UserError(f"channel_mult must begin with 1, got {tuple(channel_mult)}")
         attends = [2**level in attention_factors for level in range(len(channel_mult))]
@@ -102,7 +108,28 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
             (B, 6, H, W).
         """
         enlarged = F.interpolate(small.to(x), x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.net(torch.cat([x, enlarged], 1), timestep).sample
+        output = self.net(torch.cat([x, enlarged], 1), timestep).sample
+        residual_std = self.config["residual_std"]
+        if residual_std is None:
+            return output
+        level = _schedule(x.device).level(timestep)
+        noise, place = output.chunk(2, 1)
+        return torch.cat([residual_noise(noise, x, enlarged, level, residual_std), place], 1)
+
+    def check_side(self, side: int) -> None:
+        """Refuse a side of the large image, in pixels, that the network cannot make.
+
+        Raises:
+            UserError: it is no multiple of the scale, or of 2^(levels-1).
+        """
+        for what, multiple in (
+            ("scale", self.config["scale"]),
+            ("levels", 2 ** (len(self.config["channel_mult"]) - 1)),
+        ):
+            if side % multiple:
+                raise UserError(
+                    f"this upsampler makes images whose sides are multiples of {multiple} (its {what}), not {side}"
+                )
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> UpsamplerUNet:
@@ -137,6 +164,38 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
             raise UserError(f"these weights do not fit this configuration: {shown}")
         model.net.load_state_dict(mapped)
         return model
+
+
+@lru_cache(maxsize=8)
+def _schedule(device: torch.device) -> NoiseSchedule:
+    return NoiseSchedule(device=device)
+
+
+def residual_noise(output: Tensor, x_t: Tensor, enlarged: Tensor, level: NoiseLevel, residual_std: float) -> Tensor:
+    """ε̂ = σ (x_t - α e) / V + (α σ_r / √V) output, with V = (α σ_r)² + σ² and e the small image enlarged.
+
+    The first term is E[ε | x_t] if x0 ~ N(e, σ_r²), the factor of the second the standard deviation that ε then has
+    left (the preconditioning of Karras et al. 2022, around e instead of 0). So x̂0 is e plus σ_r times something of
+    order 1 at any noise level. A network whose output is ε̂ itself must at high noise pass x_t through to 1 part in 100,
+    or x̂0 = (x_t - σ ε̂) / α, with α near 0, has the wrong colours.
+
+    Args:
+        output: (B, C, H, W) of order 1.
+        x_t: (B, C, H, W) noisy large images.
+        enlarged: (B, C, H, W).
+        level: their noise levels.
+        residual_std: σ_r.
+    """
+    alpha, sigma = (rate.to(x_t.dtype).reshape(-1, 1, 1, 1) for rate in level)
+    variance = (alpha * residual_std).square() + sigma.square()
+    spread = residual_spread(level, residual_std).to(x_t.dtype).reshape(-1, 1, 1, 1)
+    return sigma * (x_t - alpha * enlarged) / variance + spread * output
+
+
+def residual_spread(level: NoiseLevel, residual_std: float) -> Tensor:
+    """α σ_r / √((α σ_r)² + σ²), (B,) in (0, 1): the deviation of ε once the noisy and the small image are known."""
+    signal = level.alpha * residual_std
+    return signal / (signal.square() + level.sigma.square()).sqrt()
 
 
 RES_NAMES = {
@@ -259,10 +318,10 @@ def upsample(
     """
     grid = ddim_grid(schedule, steps)
     count, frames, channels, height, width = clips.video.shape
-    scale, stride = unet.config["scale"], 2 ** (len(unet.config["channel_mult"]) - 1)
+    scale = unet.config["scale"]
     size = (channels, height * scale, width * scale)
-    if size[1] % stride or size[2] % stride:
-        raise UserError(f"this upsampler makes images whose sides are multiples of {stride}, not {size[1]} × {size[2]}")
+    for side in size[1:]:
+        unet.check_side(side)
     if images_at_once < 1:
         raise UserError(f"images_at_once must be at least 1, got {images_at_once}")
     indices = range(count) if indices is None else indices
@@ -282,16 +341,24 @@ def upsample(
     return AVSample(video=video, audio=clips.audio.cpu())
 
 
-# ---------------------------------------------------------------------------------------------- training
+# ---------------------------------------------------------------------------------------------- for training
 
 
 def upsampler_loss(
-    output: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    noise: Tensor,
+    timestep: Tensor,
+    schedule: NoiseSchedule,
+    residual_std: float | None = None,
 ) -> Tensor:
     """The hybrid loss (Nichol & Dhariwal 2021, Eq. 16 with λ = 1, as in MM-Diffusion), per image (B,).
 
     Mean of (ε̂ - ε)², plus the variational bound of the step in bits per dimension, in which ε̂ is held fixed: it
-    trains v alone. log variance = (v+1)/2 log β_t + (1-v)/2 log β̃_t.
+    trains v alone. log variance = (v+1)/2 log β_t + (1-v)/2 log β̃_t. In the residual form (ε̂ - ε)² is divided by the
+    variance that ε has left (`residual_spread`), which makes it the error of the network's own output: else high noise,
+    where the picture is laid out, would hardly count.
 
     Args:
         output: (B, 6, H, W), ε̂ and v.
@@ -300,6 +367,7 @@ def upsampler_loss(
         noise: ε.
         timestep: (B,) integers.
         schedule: the noise schedule.
+        residual_std: of the network (`UpsamplerUNet`).
     """
     predicted, v = output.chunk(2, 1)
     alpha_bar = schedule.alpha_bar
@@ -318,7 +386,10 @@ def upsampler_loss(
     divergence = 0.5 * (log_variance - low - 1 + (low - log_variance).exp() + difference**2 * (-log_variance).exp())
     likelihood = -_log_pixel_probability(x0, x0 + difference, 0.5 * log_variance)
     bound = torch.where(timestep.reshape(-1, 1, 1, 1) == 0, likelihood, divergence) / math.log(2)
-    return (predicted - noise).square().flatten(1).mean(1) + bound.flatten(1).mean(1)
+    error = (predicted - noise).square().flatten(1).mean(1)
+    if residual_std is not None:
+        error = error / residual_spread(schedule.level(timestep), residual_std).to(error.dtype).square()
+    return error + bound.flatten(1).mean(1)
 
 
 def _log_pixel_probability(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -340,109 +411,27 @@ def shrink(images: Tensor, scale: int) -> Tensor:
     )
 
 
-def degrade(small: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(small: Tensor, random: ClipRandom) -> Tensor:
     """Make small images less perfect, as generated ones are (Real-ESRGAN; MM-Diffusion): noise, then JPEG.
 
     Each with probability 1/2 per image: Gaussian noise of up to 20/255, JPEG of quality 20 to 80.
+
+    Args:
+        small: (B, 3, h, w) in [-1, 1].
+        random: the images' random numbers, on the CPU.
     """
     from io import BytesIO
 
     from PIL import Image
 
-    result = []
-    for image in small:
-        noisy, coded, level, quality = torch.rand(4, generator=generator).tolist()
-        if noisy < 0.5:
-            image = image + level * (20 / 127.5) * torch.randn(image.shape, generator=generator)
-        if coded < 0.5:
-            pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-            buffer = BytesIO()
-            Image.fromarray(pixels.numpy()).save(buffer, "jpeg", quality=round(20 + 60 * quality))
-            decoded = torch.frombuffer(bytearray(Image.open(buffer).convert("RGB").tobytes()), dtype=torch.uint8)
-            image = decoded.reshape(pixels.shape).permute(2, 0, 1).float() / 127.5 - 1
-        result.append(image)
-    return torch.stack(result)
-
-
-@dataclass(frozen=True)
-class UpsamplerTraining:
-    """How `train_upsampler` trains; the defaults are MM-Diffusion's.
-
-    Args:
-        steps: optimiser steps.
-        learning_rate: of AdamW, constant.
-        weight_decay: of AdamW.
-        ema_decay: of the averaged weights that are returned; it grows to this from 0 as (1+n)/(10+n).
-        max_grad_norm: gradients are clipped to it.
-        degradation: whether small images are degraded (`degrade`).
-        seed: of timesteps, noise and degradation.
-    """
-
-    steps: int = 10_000
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    ema_decay: float = 0.9999
-    max_grad_norm: float = 1.0
-    degradation: bool = True
-    seed: int = 0
-
-
-def train_upsampler(
-    unet: UpsamplerUNet,
-    images: Iterator[Tensor],
-    schedule: NoiseSchedule,
-    training: UpsamplerTraining,
-    on_step: Callable[[int, float], None] | None = None,
-) -> UpsamplerUNet:
-    """Train an upsampler on large images; the small ones are made from them.
-
-    Args:
-        unet: the network, trained in place.
-        images: batches (B, 3, H, W) in [-1, 1] at the large size, at least ``training.steps`` of them; see
-            `random_frames`.
-        schedule: the noise schedule, on the network's device.
-        training: how.
-        on_step: called with the step, from 1, and its loss.
-
-    Returns:
-        A network with the averaged weights; ``save_pretrained`` writes what `UpsamplerUNet.from_pretrained` loads.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "upsampler training"))
-    optimiser = torch.optim.AdamW(unet.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    average = type(unet).from_config(unet.config).to(unet.device)
-    average.load_state_dict(unet.state_dict())
-    average.requires_grad_(False).eval()
-    unet.train()
-    for step in range(1, training.steps + 1):
-        x0 = next(images)
-        small = shrink(x0, unet.config["scale"])
-        small = degrade(small, generator) if training.degradation else small
-        timestep = torch.randint(schedule.num_timesteps, (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        x0, small, timestep, noise = (tensor.to(unet.device) for tensor in (x0, small, timestep, noise))
-        x_t = add_noise(x0, noise, schedule.level(timestep))
-        loss = upsampler_loss(unet(x_t, small, timestep), x0, x_t, noise, timestep, schedule).mean()
-        if not loss.isfinite():
-            raise UserError(f"the upsampler's loss is not finite at step {step}; try a smaller learning rate")
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
-        optimiser.step()
-        decay = min(training.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for ours, theirs in zip(average.parameters(), unet.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
-        if on_step is not None:
-            on_step(step, loss.item())
-    return average
-
-
-def random_frames(clips: Iterator[AVSample], seed: int = 0) -> Iterator[Tensor]:
-    """One frame of each clip of each batch, at random, for `train_upsampler`: (B, 3, H, W) in [-1, 1]."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "upsampler frames"))
-    for batch in clips:
-        count, frames = batch.video.shape[:2]
-        yield batch.video[torch.arange(count), torch.randint(frames, (count,), generator=generator)]
+    names = ("noisy", "coded", "level", "quality")
+    noisy, coded, level, quality = (random.uniform(f"degrade {name}") for name in names)
+    spread = torch.where(noisy < 0.5, level * (20 / 127.5), 0.0).to(small.dtype).reshape(-1, 1, 1, 1)
+    result = small + spread * random.normal("degrade noise", small.shape[1:])
+    for row in (coded < 0.5).nonzero().flatten().tolist():
+        pixels = ((result[row].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        buffer = BytesIO()
+        Image.fromarray(pixels.numpy()).save(buffer, "jpeg", quality=round(20 + 60 * quality[row].item()))
+        decoded = torch.frombuffer(bytearray(Image.open(buffer).convert("RGB").tobytes()), dtype=torch.uint8)
+        result[row] = decoded.reshape(pixels.shape).permute(2, 0, 1).float() / 127.5 - 1
+    return result

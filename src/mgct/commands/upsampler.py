@@ -1,0 +1,172 @@
+"""``mgct train-upsampler``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from mgct.checkpoint import list_checkpoints, read_checkpoint
+from mgct.convert import read_state_dict
+from mgct.data.shards import ClipBatch, make_loader
+from mgct.errors import UserError
+from mgct.layout import Precision, make_accelerator
+from mgct.noise import NoiseSchedule, derive_seed
+from mgct.types import ClipSpec
+from mgct.upsampler import UpsamplerUNet
+from mgct.upsampler_trainer import UpsamplerTrainer, UpsamplerTraining
+
+
+def train_upsampler(
+    model: dict[str, Any],
+    data: str = "",
+    out: Path = Path("runs/upsampler"),
+    clip: ClipSpec = ClipSpec(frames=1, size=256),
+    train: UpsamplerTraining = UpsamplerTraining(),
+    precision: Precision = "auto",
+    init: str = "",
+    resume: bool = False,
+    config_yaml: str = "",
+) -> None:
+    """Train an upsampler on large videos; the small ones are made from them.
+
+    Ctrl-C or SIGTERM saves and leaves; --resume goes on. `mgct sample MODEL CLIPS --upsampler OUT` uses the result.
+
+    Args:
+        model: the network's settings.
+        data: a folder made by `mgct prepare`, a glob or list of shards or URLs, or world:landscape or world:dance.
+        out: the run folder, made if need be.
+        clip: size and rates of the large clips, as prepared, and how many successive frames of each to take.
+        train: how the run is trained.
+        precision: bf16 runs the network in bfloat16; auto: bf16 where the device has it, else fp32.
+        init: begin from these weights: a saved upsampler, its run folder, or MM-Diffusion's .pt or .safetensors file.
+        resume: go on from the newest checkpoint in the run folder.
+        config_yaml: the whole configuration as YAML, kept in the run folder.
+    """
+    if not data:
+        raise UserError("train-upsampler needs --data: a folder made by `mgct prepare`, or world:landscape")
+    found = list_checkpoints(out)
+    if found and not resume:
+        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
+    checkpoint = read_checkpoint(out) if resume else None
+    config = json.loads(json.dumps({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data}))
+    if checkpoint is not None:
+        _check_same_run(checkpoint.state.get("config", {}), config, out)
+    accelerator = _accelerator(precision)
+    if train.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
+        )
+    torch.manual_seed(derive_seed(train.seed, "upsampler weights"))
+    unet = UpsamplerUNet(**model)
+    unet.check_side(clip.size)
+    if init and checkpoint is None:
+        _load_weights(unet, init)
+
+    def loader(step: int) -> Iterable[ClipBatch]:
+        return make_loader(
+            data,
+            clip,
+            batch_size=train.batch_size // accelerator.num_processes,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            seed=train.seed,
+            start_step=step,
+            num_workers=train.num_workers,
+        )
+
+    loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
+    if accelerator.is_main_process:
+        _make_run_folder(out, config_yaml)
+    accelerator.wait_for_everyone()
+    schedule = NoiseSchedule(device=accelerator.device)
+    trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    if accelerator.is_main_process:
+        small = clip.size // unet.config["scale"]
+        print(
+            f"{unet.num_parameters():,} parameters, {small} → {clip.size} pixels a side, on {accelerator.device} × "
+            f"{accelerator.num_processes}, from step {trainer.step} to {train.steps}",
+            file=sys.stderr,
+        )
+    trainer.fit()
+    if accelerator.is_main_process:
+        print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
+
+
+train_upsampler.settings_of = {"model": UpsamplerUNet}  # type: ignore[attr-defined]
+
+
+def find_upsampler(folder: Path) -> Path:
+    """The saved upsampler that ``folder`` names: itself, or the ``model`` in a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    for candidate in (folder, folder / "model"):
+        path = candidate / "config.json"
+        if path.is_file() and json.loads(path.read_text()).get("_class_name") == UpsamplerUNet.__name__:
+            return candidate
+    raise UserError(f"{folder}: no saved upsampler there; give a run folder made by `mgct train-upsampler`")
+
+
+def _accelerator(precision: Precision) -> Accelerator:
+    """The processes that accelerate or torchrun started, or this one, and their device."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("upsamplers are trained with DDP, not FSDP; see configs/accelerate/")
+    return make_accelerator(precision)
+
+
+def _check_same_run(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Refuse to resume another kind of run, or one with another network or clip, naming what differs."""
+    if before.get("kind") != "upsampler":
+        raise UserError(f"{out} is not a run of `mgct train-upsampler`; resume it with `mgct train`")
+    changed = [
+        f"{part}.{key}"
+        for part in ("model", "clip")
+        for key in sorted(now[part].keys() | before[part].keys())
+        if now[part].get(key) != before[part].get(key)
+    ]
+    if changed:
+        raise UserError(f"{out} was trained with other settings ({', '.join(changed)}); see {out / 'config.yaml'}")
+
+
+def _load_weights(unet: UpsamplerUNet, source: str) -> None:
+    """Weights of a saved upsampler or run folder, or of MM-Diffusion's file, into the network."""
+    path = Path(source)
+    if path.is_file():
+        settings = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+        unet.load_state_dict(UpsamplerUNet.from_mm_diffusion(read_state_dict(path), **settings).state_dict())
+        return
+    other = UpsamplerUNet.from_pretrained(find_upsampler(path))
+    different = [
+        key
+        for key in unet.config
+        if not key.startswith("_") and key != "dropout" and _plain(unet.config[key]) != _plain(other.config[key])
+    ]
+    if different:
+        raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
+    unet.load_state_dict(other.state_dict())
+
+
+def _plain(value: Any) -> Any:
+    """The same value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _make_run_folder(out: Path, config_yaml: str) -> None:
+    """Make the run folder and keep the configuration in it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
+        (out / "config.yaml").write_text(text)
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error

@@ -1,0 +1,277 @@
+"""Training of an upsampler on large frames: the small ones are made from them.
+
+Whatever is random is a function of the run's seed and of the frame's position in the run (noise, timesteps,
+degradation) or of the step (dropout). So a resumed run goes on exactly as the undisturbed one, and how many processes
+share a batch does not change the weights (dropout aside).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from mgct.checkpoint import (
+    Checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_metrics,
+    write_checkpoint,
+    write_metrics,
+)
+from mgct.data.shards import ClipBatch
+from mgct.errors import UserError
+from mgct.noise import ClipRandom, NoiseSchedule, add_noise, derive_seed
+from mgct.types import dequantise
+from mgct.upsampler import UpsamplerUNet, degrade, shrink, upsampler_loss
+
+
+@dataclass(frozen=True)
+class UpsamplerTraining:
+    """How an upsampler is trained. Rate, decay and degradation are MM-Diffusion's.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: clips per step over all processes; of each clip, ``clip.frames`` successive frames are trained on.
+        learning_rate: of AdamW.
+        final_rate_share: share of the learning rate that is left at the last step; it falls to this with a cosine.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        weight_decay: of AdamW.
+        ema_decay: decay per step of the averaged weights, which are what is saved; shorter while the run is young.
+        max_grad_norm: the gradient's norm is clipped to this.
+        degradation: whether the small frames are degraded (`mgct.upsampler.degrade`), as generated ones are.
+        seed: of everything random.
+        num_workers: data loading processes per training process.
+        log_every: steps between rows of the log.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the last checkpoints stay.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    final_rate_share: float = 1.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    ema_decay: float = 0.9999
+    max_grad_norm: float = 1.0
+    degradation: bool = True
+    seed: int = 0
+    num_workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
+        for name, low, high in (("ema_decay", 0, 1), ("final_rate_share", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"train.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step ``step``, counted from 0: linear warm-up, then half a cosine."""
+        left = 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
+        share = self.final_rate_share + (1 - self.final_rate_share) * left
+        return self.learning_rate * share * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
+
+class UpsamplerTrainer:
+    """One training run of an upsampler in a run folder.
+
+    ``RUN/checkpoints`` holds what resuming needs, ``RUN/model`` the averaged network, which
+    `UpsamplerUNet.from_pretrained` loads, ``RUN/metrics.jsonl`` the log.
+
+    Args:
+        unet: the network, on the CPU.
+        loader: step at which to begin → this process's batches of large clips, from there on without end.
+        schedule: the noise schedule, on the accelerator's device.
+        training: see `UpsamplerTraining`.
+        run: the run folder, made by the caller.
+        config: the run's whole configuration, kept in each checkpoint.
+        accelerator: the processes and the device.
+    """
+
+    def __init__(
+        self,
+        unet: UpsamplerUNet,
+        loader: Callable[[int], Iterable[ClipBatch]],
+        schedule: NoiseSchedule,
+        training: UpsamplerTraining,
+        run: Path,
+        config: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> None:
+        self.loader, self.schedule, self.training = loader, schedule, training
+        self.run, self.config, self.accelerator = run, config, accelerator
+        self.unet = unet.to(accelerator.device).train()
+        self.average = type(unet).from_config(unet.config).to(accelerator.device).requires_grad_(False).eval()
+        self.average.load_state_dict(unet.state_dict())
+        self.optimiser = torch.optim.AdamW(
+            unet.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.model = accelerator.prepare_model(self.unet)
+        self.step = 0
+        self.sums: dict[str, float] = {}
+        self.summed = 0
+        self.stop_requested = False
+
+    def fit(self) -> None:
+        """Train until ``training.steps``, or until Ctrl-C or SIGTERM; leave a checkpoint and the averaged network.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the weights before that step are in a checkpoint.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            write_metrics(self.run, (row for row in read_metrics(self.run) if row["step"] <= self.step))
+        clock, clock_step = time.perf_counter(), self.step
+        batches = iter(self.loader(self.step))
+        bar = tqdm(total=self.training.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
+        with bar, self._signals():
+            while self.step < self.training.steps and not self._should_stop():
+                batch = next(batches)
+                values = self._train_step(batch)
+                self.step += 1
+                self.summed += 1
+                for name, value in values.items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                bar.update()
+                if self.step % self.training.log_every == 0:
+                    now = time.perf_counter()
+                    images = (self.step - clock_step) * self.training.batch_size * batch.clips.video.shape[1]
+                    row = self._log(images / (now - clock))
+                    clock, clock_step = now, self.step
+                    bar.set_postfix(loss=f"{row['loss']:.4f}", images_per_s=f"{row['images_per_s']:.1f}")
+                if self.step % self.training.checkpoint_every == 0:
+                    self.save()
+        if self.step % self.training.checkpoint_every:
+            self.save()
+
+    def _train_step(self, batch: ClipBatch) -> dict[str, float]:
+        """One optimiser step on this process's share of the batch; what to log of it, meaned over the processes."""
+        training, device = self.training, self.accelerator.device
+        torch.manual_seed(derive_seed(training.seed, "dropout", self.step, self.accelerator.process_index))
+        frames = batch.clips.video.shape[1]
+        large = dequantise(batch.clips).video.flatten(0, 1)
+        random = ClipRandom(
+            [derive_seed(training.seed, "image", p, f) for p in batch.positions.tolist() for f in range(frames)]
+        )
+        small = shrink(large, self.unet.config["scale"])
+        small = degrade(small, random) if training.degradation else small
+        timestep = random.integers("timestep", self.schedule.num_timesteps)
+        noise = random.normal("noise", large.shape[1:])
+        large, small, timestep, noise = (tensor.to(device) for tensor in (large, small, timestep, noise))
+        x_t = add_noise(large, noise, self.schedule.level(timestep))
+        with self.accelerator.autocast():
+            output = self.model(x_t, small, timestep).float()
+        residual_std = self.unet.config["residual_std"]
+        losses = upsampler_loss(output, large, x_t, noise, timestep, self.schedule, residual_std)
+        self.accelerator.backward(losses.mean())
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+        squared_error = (output[:, :3] - noise).detach().square().mean()
+        means = self.accelerator.reduce(torch.stack([losses.detach().mean(), squared_error]), "mean")
+        loss, loss_noise = means.tolist()
+        norm = float(norm)
+        if not math.isfinite(loss + norm):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise UserError(
+                f"step {self.step}: the loss ({loss:.4g}) or its gradient's norm ({norm:.4g}) is not finite; the "
+                f"weights before this step are in {self.save()}. Try a lower train.learning_rate, or train.warmup_steps"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = training.learning_rate_at(self.step)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        decay = min(training.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for ours, theirs in zip(self.average.parameters(), self.unet.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - decay)
+        return {"loss": loss, "loss_noise": loss_noise, "grad_norm": norm}
+
+    def _log(self, images_per_s: float) -> dict[str, Any]:
+        """Write one row of means since the last row."""
+        row: dict[str, Any] = {"step": self.step, **{name: total / self.summed for name, total in self.sums.items()}}
+        row |= {"learning_rate": self.optimiser.param_groups[0]["lr"], "images_per_s": images_per_s}
+        self.sums, self.summed = {}, 0
+        if self.accelerator.is_main_process:
+            with (self.run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        return row
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything, and the averaged network into ``RUN/model``."""
+        parts = {
+            "model": self.unet.state_dict(),
+            "ema": self.average.state_dict(),
+            "optimizer": optimizer_tensors(self.optimiser, dict(self.unet.named_parameters())),
+        }
+        state = {"config": self.config, "sums": self.sums, "summed": self.summed}
+        path = self.run / "checkpoints" / f"step-{self.step:08d}"
+        if self.accelerator.is_main_process:
+            path = write_checkpoint(self.run, self.step, parts, state, self.training.keep_checkpoints)
+            self._export()
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _export(self) -> None:
+        """Save the averaged network beside ``RUN/model``, then put it in its place."""
+        folder = self.run / "model"
+        draft, old = folder.with_name(".model.draft"), folder.with_name(".model.old")
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.average.save_pretrained(draft)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint: everything is as it was after its step."""
+        self.unet.load_state_dict(checkpoint.tensors("model"))
+        self.average.load_state_dict(checkpoint.tensors("ema"))
+        parameters = dict(self.unet.named_parameters())
+        load_optimizer_tensors(self.optimiser, parameters, checkpoint.tensors("optimizer"))
+        self.sums, self.summed = dict(checkpoint.state["sums"]), checkpoint.state["summed"]
+        self.step = checkpoint.state["step"]
+
+    def _should_stop(self) -> bool:
+        """Whether any process was asked to stop; asked of all at the log's rows when there are several."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        if self.step % self.training.log_every:
+            return False
+        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for a stop after the current step; a second one ends at once."""
+
+        def ask(number: int, _frame: Any) -> None:
+            self.stop_requested = True
+            signal.signal(number, before[signal.Signals(number)])
+            tqdm.write("stopping after this step; the checkpoint follows")
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are the caller's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
