@@ -1,17 +1,16 @@
 """Error of every sampler against its network calls, on two problems whose score is known exactly.
 
-    python benchmarks/sampling.py             # everything but that: under a minute
-    python benchmarks/sampling.py --trained   # networks trained with the package's losses: minutes
+    python benchmarks/sampling.py                 # all that needs no trained network: minutes
+    python benchmarks/sampling.py --trained       # small networks trained here with the package's losses: minutes
+    python benchmarks/sampling.py --upsampler RUN --data world:landscape:64   # one made by mgct train-upsampler
 
 Gaussian: zero-mean data with standard deviation 0.5 (as video) and 0.3 (as audio). Every sampler is linear there, so
-    the
-standard deviation of what it makes is computed, not estimated: one column of x per independent draw. Error: the larger
-relative error of the two standard deviations.
+the standard deviation of what it makes is computed, not estimated: one column of x per independent draw. Error: the
+larger relative error of the two standard deviations.
 
 Mixture: two modes, (-0.6, -0.4) and (0.6, 0.4) of standard deviation 0.05 and 0.03 in (video, audio), so the two
-    modalities
-must agree on the mode. Error: mean over the modalities of the Wasserstein-1 distance between 2^15 samples and the
-exact quantiles; in brackets the percentage of samples whose modalities disagree.
+modalities must agree on the mode. Error: mean over the modalities of the Wasserstein-1 distance between 2^15 samples
+and the exact quantiles; in brackets the percentage of samples whose modalities disagree.
 
 Told: the Gaussian problem again, when the network is told the timestep rounded or truncated to an integer.
 
@@ -20,9 +19,13 @@ first-order step, (c) clean from the last point but one, (d) clean from timestep
 
 Conditions: two correlated Gaussian numbers, the first given; slope and spread of the second.
 
+Longer: an Ornstein-Uhlenbeck process in time, whose score is known, in windows of 8 frames; change from frame to frame
+and from sample to sample where it is least and where it is greatest, in units of the truth.
+
 Trained: eight coupled modes in 2 + 2 dimensions, an MLP trained by stage 1 and then by the combined loss; energy
-    distance
-× 1000 of 4,096 samples. It chose the consistency sampler's timesteps and its way back.
+distance × 1000 of 4,096 samples. It chose the consistency sampler's timesteps and its way back.
+
+Upsampler: frames that it has not seen, made smaller and enlarged again; nothing is degraded.
 """
 
 from __future__ import annotations
@@ -33,14 +36,23 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mgct import losses, samplers
-from mgct.noise import NoiseSchedule
+from mgct.checkpoint import read_checkpoint
+from mgct.data.shards import read_all
+from mgct.noise import NoiseSchedule, x0_from_noise
+from mgct.pipeline import AVPipeline, Given, SamplingOptions
 from mgct.samplers import Point, Predict
-from mgct.types import AVSample
+from mgct.types import AVSample, ClipSpec, concatenate, dequantise
+from mgct.unet import MultimodalUNet
+from mgct.upsampler import UpsamplerUNet, ddim_grid, shrink, upsample
 
 CALLS = (1, 2, 4, 6, 8, 9, 10, 12, 15, 20, 50)
 STDS = (0.5, 0.3)
@@ -195,7 +207,7 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
 
 
 def conditional_table() -> str:
-    """The conditional methods on correlated Gaussians; the truth is 0.80, 0.30."""
+    """The conditional methods on correlated Gaussians; the truth is 0.80, 0.30, in the last row 0.40, 0.46."""
     lines = [
         "| truth 0.80, 0.30 | replacement | guided, 8 | mm-diffusion, 16 | mm-diffusion, 61 |",
         "|---|---|---|---|---|",
@@ -206,6 +218,125 @@ def conditional_table() -> str:
         ancestral = name == "ddpm"
         cells += [conditional_line("mm-diffusion", name, calls, s) if ancestral else "" for s in (16.0, 61.4)]
         lines.append(f"| {name}, {calls} calls | " + " | ".join(cells) + " |")
+    weak = [conditional_line(method, "dpm-solver++", 20, 8.0, rho=0.4) for method in ("replacement", "guided")]
+    lines.append("| dpm-solver++, 20 calls, truth 0.40, 0.46 | " + " | ".join(weak) + " |  |  |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------- longer clips
+
+WINDOW = ClipSpec(frames=8, fps=10, size=1, sample_rate_hz=160)
+
+
+class OrnsteinUhlenbeck(nn.Module):
+    """The exact ε of a stationary process for one window: places n apart correlate as exp(-n / length)."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+    std, video_length, audio_length = 0.4, 4.0, 64.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.video = self.eigen(WINDOW.frames, self.video_length)
+        self.audio = self.eigen(WINDOW.audio_samples, self.audio_length)
+
+    def eigen(self, count: int, length: float) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the covariance of ``count`` places."""
+        place = torch.arange(count, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(self.std**2 * torch.exp(-(place[:, None] - place).abs() / length))
+        return values, vectors
+
+    def draw_window_shifts(self, *_: object) -> int:
+        """There are no attention windows."""
+        return 0
+
+    def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, window_shift: int) -> AVSample:  # noqa: ARG002
+        """ε of (B, F, 3, 1, 1) and (B, 1, L)."""
+        alpha, sigma = (float(rate[0]) for rate in SCHEDULE.level(timestep[:1]))
+
+        def noise(x: Tensor, eigen: tuple[Tensor, Tensor]) -> Tensor:
+            values, vectors = eigen
+            return (x @ vectors) * (sigma / (alpha**2 * values + sigma**2)) @ vectors.T
+
+        video = noise(video.transpose(1, -1), self.video).transpose(1, -1)
+        return AVSample(video=video, audio=noise(audio, self.audio))
+
+    def extremes(self, clips: AVSample) -> list[str]:
+        """Least and greatest root mean square change between neighbours over all places, in units of the truth."""
+        found = []
+        for part, axis, length in ((clips.video, 1, self.video_length), (clips.audio, 2, self.audio_length)):
+            true = self.std * math.sqrt(2 - 2 * math.exp(-1 / length))
+            others = [other for other in range(part.dim()) if other != axis]
+            change = part.diff(dim=axis).square().mean(others).sqrt() / true
+            found.append(f"{change.min().item():.2f} to {change.max().item():.2f}")
+        return found
+
+
+def longer_table(count: int = 3000) -> str:
+    """Clips of 20 frames out of windows of 8, made in several ways."""
+    pipe = AVPipeline(MultimodalUNet(model_channels=8, channel_mult=(1,), num_res_blocks=1, norm_num_groups=8), WINDOW)
+    process = pipe.unet = OrnsteinUhlenbeck()
+    how: dict[str, Any] = {"steps": 20, "clip_x0": False, "batch_size": count, "progress": False}
+    seconds, half = 2.0, WINDOW.frames // 2
+
+    def gathered(given: Given, seconds: float, seed: int) -> AVSample:
+        options = SamplingOptions(**how, seed=seed)
+        return concatenate([clips for _, clips in pipe.stream(range(count), options, seconds=seconds, given=given)])
+
+    start = pipe(num_clips=count, **how)
+    chained = start
+    for join in range(2):
+        tail = AVSample(video=chained.video[:, -half:], audio=chained.audio[:, :, -WINDOW.audio_samples // 2 :])
+        after = gathered(Given(tail), WINDOW.seconds, seed=join + 1)
+        chained = AVSample(
+            video=torch.cat([chained.video, after.video[:, half:]], 1),
+            audio=torch.cat([chained.audio, after.audio[:, :, WINDOW.audio_samples // 2 :]], 2),
+        )
+    rows = {
+        "one window": start,
+        "20 frames, denoised as one (as built)": pipe(num_clips=count, seconds=seconds, **how),
+        "continued: start imposed to its end": gathered(Given(start), seconds, seed=0),
+        "16 frames, window after window, each imposed on the next": chained,
+        "continued: last quarter of the start cross-faded (as built)": pipe.extend(start, seconds, **how),
+    }
+    lines = [f"| {name} | " + " | ".join(process.extremes(clips)) + " |" for name, clips in rows.items()]
+    return "\n".join(["| | picture | sound |", "|---|---|---|", *lines])
+
+
+# ---------------------------------------------------------------------------------------------- upsampling
+
+
+def gradient_energy(images: Tensor) -> float:
+    """Mean squared difference of neighbouring pixels: how much fine detail there is."""
+    return sum(images.diff(dim=axis).square().mean().item() for axis in (-2, -1))
+
+
+def upsampler_table(run: Path, data: str, count: int, picture: Path | None) -> str:
+    """An upsampler on test frames of ``data`` against enlarging by interpolation; the frames as a PNG, if wanted."""
+    clip = ClipSpec(**read_checkpoint(run).state["config"]["clip"])
+    unet = UpsamplerUNet.from_pretrained(run / "model").eval()
+    batches = read_all(data, clip, "test", batch_size=count)
+    large = dequantise(next(iter(batches)).clips).video[:, :1]
+    small = shrink(large[:, 0], unet.config["scale"])
+    first = ddim_grid(SCHEDULE, 25)[0]
+    noise = torch.randn(large[:, 0].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        told = unet(noise, small, torch.full((len(noise),), first.timestep))[:, :3]
+    made = {f"{how} interpolation": F.interpolate(small, large.shape[-2:], mode=how) for how in ("bilinear", "bicubic")}
+    made["upsampler, x̂0 of its first call"] = x0_from_noise(noise, told, first.level(noise))
+    clips = AVSample(video=small[:, None], audio=torch.zeros(len(small), 1, 1))
+    made["upsampler, DDIM in 25 calls"] = upsample(unet, clips, SCHEDULE).video[:, 0]
+    lines = ["| | mean squared error | of the frame's colour | fine detail, share of the truth |", "|---|---|---|---|"]
+    for name, images in made.items():
+        error = images.clamp(-1, 1) - large[:, 0]
+        detail = gradient_energy(images.clamp(-1, 1)) / gradient_energy(large)
+        colour = error.mean((2, 3)).square().mean().item()
+        lines.append(f"| {name} | {error.square().mean().item():.4f} | {colour:.1e} | {detail:.2f} |")
+    if picture is not None:
+        shown = [F.interpolate(small, large.shape[-2:]), made["bilinear interpolation"]]
+        shown += [made["upsampler, DDIM in 25 calls"], large[:, 0]]
+        rows = [F.pad(images[:8], (1, 1, 1, 1), value=1.0).permute(1, 2, 0, 3).flatten(2) for images in shown]
+        pixels = ((torch.cat(rows, 1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        Image.fromarray(pixels.repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()).save(picture, optimize=True)
     return "\n".join(lines)
 
 
@@ -344,13 +475,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trained", action="store_true", help="train two small networks and sample them instead")
     parser.add_argument("--steps", type=int, default=16_000, help="training steps of each, both stages together")
+    parser.add_argument("--upsampler", type=Path, help="run folder of an upsampler to measure instead")
+    parser.add_argument("--data", default="world:landscape:64", help="what it enlarges")
+    parser.add_argument("--picture", type=Path, help="PNG of frames: small, bilinear, upsampler, truth")
     arguments = parser.parse_args()
     if arguments.trained:
         print(trained_table(arguments.steps))
         return
+    if arguments.upsampler:
+        print(upsampler_table(arguments.upsampler, arguments.data, 64, arguments.picture))
+        return
     print(table("Gaussian, calls", lambda name, calls: f"{gaussian_error(named(name), calls):.1e}"))
     print("\n" + table("Mixture, calls", mixture_cell))
-    for other in (ending_table, told_table, conditional_table):
+    for other in (ending_table, told_table, conditional_table, longer_table):
         print("\n" + other())
 
 

@@ -15,7 +15,7 @@ from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.distances import frechet_distance
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.protocols import PROTOCOLS, get_protocol
-from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, open_source
+from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, identity, open_source
 
 SPEC = ClipSpec(8, 10.0, 16, 2560)
 pytestmark = pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
@@ -269,3 +269,50 @@ def test_the_running_metric_is_the_cards_number(real: MemorySource, fake: Memory
     assert row["sync_score"] == pytest.approx(card.synchrony["fake"]["sync_score"], abs=1e-6)
     with pytest.raises(UserError, match="36 clips"):
         running(clips(4, 0), SPEC)
+
+
+def test_a_reference_is_measured_once(real: MemorySource, fake: MemorySource) -> None:
+    options = {"num": 36, "seed": 3, "cache": None, "progress": False}
+    reference = e.measure_reference(real, "compact", split="test", **options)
+    card = measured(reference, fake, seed=3)
+    assert replace(card, seconds=0.0) == replace(measured(real, fake, seed=3, split="test"), seconds=0.0)
+    with pytest.raises(UserError, match="36 clips with seed 3, not by compact on 20 with seed 3"):
+        measured(reference, fake, seed=3, num=20)
+    with pytest.raises(UserError, match="not by compact on 36 with seed 4"):
+        measured(reference, fake, seed=4)
+    with pytest.raises(UserError, match="other weights"):
+        measured(replace(reference, encoders={"compact-video": "0"}), fake, seed=3)
+    other = ClipSpec(16, 10.0, 16, 2560)
+    with pytest.raises(UserError, match="must agree"):
+        measured(reference, MemorySource(clips(36, 1, other), other), seed=3)
+
+
+def test_the_identity_of_a_source_is_its_content(tmp_path: Path, tiny_shards: Path) -> None:
+    folder = write_samples(tmp_path / "samples", clips(30, 2))
+    before = identity(open_source(folder))
+    (folder / ".99.clips_000000.safetensors").write_bytes(b"part of a file that a killed run left")
+    assert identity(open_source(folder)) == before
+    assert len(open_source(folder)) == 30
+    write_samples(folder, clips(30, 3))
+    assert identity(open_source(folder)) != before
+    assert identity(open_source(tiny_shards, split="train")) == identity(open_source(tiny_shards, split="train"))
+    assert identity(open_source(tiny_shards, split="train")) != identity(open_source(tiny_shards, split="test"))
+    worlds = [
+        ("world:landscape:8", SPEC, "test"),
+        ("world:dance:8", SPEC, "test"),
+        ("world:landscape:8", SPEC, "train"),
+    ]
+    worlds += [("world:landscape:9", SPEC, "test"), ("world:landscape:8", ClipSpec(8, 10.0, 16, 1280), "test")]
+    assert len({identity(open_source(*world)) for world in worlds}) == len(worlds)
+    assert identity(open_source(*worlds[0])) == identity(open_source(*worlds[0]))
+
+
+def test_a_card_is_written_whole(real: MemorySource, fake: MemorySource, tmp_path: Path, monkeypatch) -> None:
+    card = measured(real, fake)
+    monkeypatch.setattr(MetricCard, "to_json", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        card.save(tmp_path / "a-0.5")
+    assert not list(tmp_path.glob("*.json"))
+    monkeypatch.undo()
+    card.save(tmp_path / "a-0.5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.5.json", "a-0.5.md"]

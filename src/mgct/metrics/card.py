@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,13 +148,15 @@ class MetricCard:
         return "\n".join(lines + [f"\nNote: {warning}" for warning in self.warnings]) + "\n"
 
     def save(self, path: Path) -> tuple[Path, Path]:
-        """Write ``path`` with the endings ``.json`` and ``.md``; returns both."""
+        """Write ``path`` with the endings ``.json`` and ``.md``, each whole or not at all; returns both."""
         if path.suffix in {".json", ".md"}:
             path = path.with_suffix("")
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_name(path.name + ".json"), path.with_name(path.name + ".md")
-        written[0].write_text(self.to_json())
-        written[1].write_text(self.to_markdown())
+        for file, text in zip(reversed(written), (self.to_markdown(), self.to_json()), strict=True):
+            partial = file.with_name(f".{os.getpid()}.{file.name}")
+            partial.write_text(text)
+            partial.replace(file)
         return written
 
     @classmethod

@@ -268,8 +268,90 @@ def _synchrony(real: Measured, fake: Measured) -> dict[str, Any]:
     return rows
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A real side that was measured once, to judge several sets against it; made by `measure_reference`.
+
+    Attributes:
+        protocol: by which.
+        seed: of the choice of clips.
+        side: what was measured.
+        measured: its features and curves.
+        encoders: name → SHA-256 of weights.
+    """
+
+    protocol: Protocol
+    seed: int
+    side: Side
+    measured: Measured
+    encoders: dict[str, str]
+
+
+def _make_plan(protocol: Protocol, device: str, weights: Mapping[str, Path] | None, cache: Path | bool | None) -> _Plan:
+    """What the workers of a measurement need."""
+    folder = cache_folder() / "features" if cache is True else (cache or None)
+    given = tuple(sorted((weights or {}).items()))
+    unknown = [name for name, _ in given if name not in protocol.encoders]
+    if unknown:
+        raise UserError(f"weights given for {unknown[0]}, but {protocol.name} uses {', '.join(protocol.encoders)}")
+    return _Plan(protocol.encoders, given, device, protocol.clip, folder)
+
+
+def _measure_sides(
+    protocol: Protocol,
+    plan: _Plan,
+    sides: Sequence[tuple[str, ClipSource, str]],
+    count: int,
+    seed: int,
+    workers: int,
+    progress: bool,
+) -> tuple[list[tuple[Side, Measured]], list[Encoder]]:
+    """Measure sides (label, clips, split) with one set of workers; also the encoders that did it."""
+    picked = [choose(len(source), count, seed) for _, source, _ in sides]
+    found = []
+    with _Runner([source for _, source, _ in sides], plan, workers) as runner:
+        loaded = runner.extractor.encoders
+        for encoder in loaded:
+            if encoder.fixed_batch not in {None, protocol.batch_size}:
+                raise UserError(f"{encoder.name} needs batches of {encoder.fixed_batch}, not {protocol.batch_size}")
+        for k, (label, source, split) in enumerate(sides):
+            measured = _measure(runner, k, picked[k], protocol.batch_size, progress, label)
+            facts = asdict(source.spec)
+            side = Side(source.origin, source.container, count, len(source), facts, split, measured.sha256)
+            found.append((side, measured))
+    return found, loaded
+
+
+def measure_reference(
+    source: ClipSource,
+    protocol: Protocol | str = "compact",
+    *,
+    num: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "cpu",
+    weights: Mapping[str, Path] | None = None,
+    cache: Path | bool | None = True,
+    split: str = "",
+    progress: bool = True,
+) -> Reference:
+    """The real side of `evaluate`, measured once; give it to `evaluate` in place of the clips.
+
+    Arguments as in `evaluate`.
+
+    Raises:
+        UserError: as in `evaluate`.
+    """
+    chosen = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    count = chosen.num if num is None else num
+    plan = _make_plan(chosen, device, weights, cache)
+    sides = [("real", source, split or chosen.split)]
+    [(side, measured)], loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
+    return Reference(chosen, seed, side, measured, {e.name: e.weights_sha256 for e in loaded})
+
+
 def evaluate(
-    real: ClipSource,
+    real: ClipSource | Reference,
     fake: ClipSource,
     protocol: Protocol | str = "compact",
     *,
@@ -289,7 +371,7 @@ def evaluate(
     Memory is bounded by one batch a process, and the features. The numbers do not depend on ``workers``.
 
     Args:
-        real: the reference set.
+        real: the reference set, or what `measure_reference` made of it.
         fake: the set to judge; on both sides ``num`` clips are chosen by the seed.
         protocol: a protocol or its name.
         num: clips a side; None: the protocol's.
@@ -307,53 +389,56 @@ def evaluate(
         The card; nothing is written.
 
     Raises:
-        UserError: too few clips, clips the protocol does not measure, or weights that cannot be had.
+        UserError: too few clips, clips the protocol does not measure, weights that cannot be had, or a reference that
+            was measured otherwise.
     """
     started = time.monotonic()
     chosen = get_protocol(protocol) if isinstance(protocol, str) else protocol
     count = chosen.num if num is None else num
-    if chosen.clip is None and (real.spec.frames, real.spec.fps) != (fake.spec.frames, fake.spec.fps):
+    frames, fps = (
+        (real.side.clip["frames"], real.side.clip["fps"])
+        if isinstance(real, Reference)
+        else (real.spec.frames, real.spec.fps)
+    )
+    if chosen.clip is None and (frames, fps) != (fake.spec.frames, fake.spec.fps):
         raise UserError(
-            f"real clips have {real.spec.frames} frames at {real.spec.fps:g} fps, generated ones {fake.spec.frames} at "
+            f"real clips have {frames} frames at {fps:g} fps, generated ones {fake.spec.frames} at "
             f"{fake.spec.fps:g} fps; the two must agree"
         )
     if draws < 2:
         raise UserError(f"at least 2 bootstrap draws are needed, got {draws}")
-    folder = cache_folder() / "features" if cache is True else (cache or None)
-    given = tuple(sorted((weights or {}).items()))
-    unknown = [name for name, _ in given if name not in chosen.encoders]
-    if unknown:
-        raise UserError(f"weights given for {unknown[0]}, but {chosen.name} uses {', '.join(chosen.encoders)}")
-    plan = _Plan(chosen.encoders, given, device, chosen.clip, folder)
-    picked = [choose(len(source), count, seed) for source in (real, fake)]
-    sides, measured = [], []
-    with _Runner((real, fake), plan, workers) as runner:
-        loaded = runner.extractor.encoders
-        for encoder in loaded:
-            if encoder.fixed_batch not in {None, chosen.batch_size}:
-                raise UserError(f"{encoder.name} needs batches of {encoder.fixed_batch}, not {chosen.batch_size}")
-        for k, (label, source, where) in enumerate((("real", real, split or chosen.split), ("fake", fake, ""))):
-            found = _measure(runner, k, picked[k], chosen.batch_size, progress, label)
-            facts = asdict(source.spec)
-            sides.append(Side(source.origin, source.container, count, len(source), facts, where, found.sha256))
-            measured.append(found)
+    if isinstance(real, Reference) and (real.protocol, real.seed, real.side.num) != (chosen, seed, count):
+        raise UserError(
+            f"the reference was measured by {real.protocol.name} on {real.side.num} clips with seed {real.seed}, "
+            f"not by {chosen.name} on {count} with seed {seed}; measure it again"
+        )
+    plan = _make_plan(chosen, device, weights, cache)
+    sides: list[tuple[str, ClipSource, str]] = [("fake", fake, "")]
+    if not isinstance(real, Reference):
+        sides.insert(0, ("real", real, split or chosen.split))
+    found, loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
+    if isinstance(real, Reference):
+        if real.encoders != {e.name: e.weights_sha256 for e in loaded}:
+            raise UserError("the reference was measured with other weights; measure it again")
+        found.insert(0, (real.side, real.measured))
+    (real_side, real_measured), (fake_side, fake_measured) = found
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", RankDeficientWarning)
-        values = _values(chosen, measured[0], measured[1], draws, confidence, seed)
+        values = _values(chosen, real_measured, fake_measured, draws, confidence, seed)
     notes = list(dict.fromkeys(str(w.message) for w in raised))
     return MetricCard(
         protocol=chosen.name,
         definition=chosen.definition(),
         values=values,
-        real=sides[0],
-        fake=sides[1],
+        real=real_side,
+        fake=fake_side,
         encoders={e.name: {"sha256": e.weights_sha256, "pinned": e.pinned} for e in loaded},
-        synchrony=_synchrony(measured[0], measured[1]),
+        synchrony=_synchrony(real_measured, fake_measured),
         seed=seed,
         draws=draws,
         confidence=confidence,
         versions=versions(),
-        warnings=notes + _cautions(chosen, sides[0], sides[1], loaded, count),
+        warnings=notes + _cautions(chosen, real_side, fake_side, loaded, count),
         seconds=time.monotonic() - started,
     )
 

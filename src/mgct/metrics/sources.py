@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +110,11 @@ class _Block(NamedTuple):
     start: int
 
 
+def _sample_files(folder: Path) -> list[Path]:
+    """Files of samples in order; hidden ones are parts that an interrupted run left."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+
+
 class SampleSource:
     """A folder of lossless samples: safetensors files with ``video``, ``audio`` and the metadata ``clip``.
 
@@ -125,7 +132,7 @@ class SampleSource:
         self.blocks: list[_Block] = []
         self.total = 0
         specs: set[ClipSpec] = set()
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _sample_files(folder):
             try:
                 with safe_open(path, "pt") as file:
                     specs.add(ClipSpec(**json.loads(file.metadata()["clip"])))
@@ -139,6 +146,7 @@ class SampleSource:
         if len(specs) != 1:
             raise UserError(f"{folder} holds samples of {len(specs)} different clip settings; one is needed")
         (self.spec,) = specs
+        self.files = [block.path for block in self.blocks]
 
     def __len__(self) -> int:
         """Number of clips in all files."""
@@ -179,6 +187,7 @@ class StoredSource:
         self.container = "world" if source.startswith("world:") else "shards"
         self.origin = source if self.container == "world" else Path(source).name
         self._clips = shards.open_clips(source, self.spec, split, 0)
+        self.files = [index] if index.is_file() else [Path(path) for path in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
         if source.startswith("world:") and source.count(":") == 1:
             raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
 
@@ -209,10 +218,29 @@ def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "
         if "://" in str(source):
             raise UserError(f"{source}: clips are read in any order here; download the shards first")
         return StoredSource(str(source), spec, split)
-    samples = any(folder.glob("*.safetensors"))
+    samples = bool(_sample_files(folder))
     shards = (folder / "index.json").is_file() or (folder / ".parts").is_dir()
     if samples and shards:
         raise UserError(f"{folder} holds both samples (.safetensors) and shards; give a folder of one kind")
     if samples:
         return SampleSource(folder)
     return StoredSource(str(folder), None, split) if shards else VideoSource(folder, spec or ClipSpec())
+
+
+def identity(source: ClipSource) -> str:
+    """A digest that stands for a source's content without reading it all: files, facts, and some clips.
+
+    It changes when a file is added, removed or written anew (name, size, time), when clips are read otherwise, and when
+    a world draws its clips in another way.
+
+    Args:
+        source: any.
+    """
+    digest = hashlib.sha256(repr((source.container, source.spec, len(source))).encode())
+    for file in getattr(source, "files", ()):
+        facts = file.stat()
+        digest.update(repr((file.name, facts.st_size, facts.st_mtime_ns)).encode())
+    some = source.read(range(min(len(source), 32 if source.container in {"world", "memory"} else 1)))
+    for tensor in (some.video, some.audio):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The paper's tables and figures from trained models; `mgct.reproduce.run` makes them."""
