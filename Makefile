@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-weights test-web lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,16 @@ test: $(READY)  ## the whole suite, under 10 minutes on 2 cores
 
 test-slow: $(READY)  ## what takes minutes, or fetches weights
 	$(BIN)/python -m pytest -m slow
+
+test-weights: $(READY)  ## fetches the weights of I3D and SoundNet and tries them, on your videos if MGCT_TEST_CLIPS names a folder of them
+	$(BIN)/mgct weights i3d
+	$(BIN)/mgct weights soundnet
+	$(BIN)/python -m pytest -rP -m slow tests/test_metrics_severity.py tests/test_metrics_encoders.py
+
+test-web: $(READY)  ## the page in headless Chromium; gets Debian's chromium and chromium-driver if there are none
+	command -v chromium chromedriver >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,web]'
+	$(BIN)/python -m pytest tests/web/check_app.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,10 +15,13 @@ LAYERS = [
     {"data.shards", "metrics.encoders", "metrics.corruptions"},
     {"losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate"},
-    {"pipeline", "upsampler", "checkpoint"},
-    {"trainer", "clip_folder"},
+    {"pipeline", "upsampler", "checkpoint", "layout", "trackers", "running_means", "batch_size"},
+    {"guard", "monitors"},
+    {"trainer", "clip_folder", "upsampler_trainer"},
+    {"reproduce", "app"},
     {"commands"},
     {"cli", ""},
+    {"completion"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHORTCUTS = {("unet", "convert")}

@@ -28,14 +28,23 @@ COMMANDS = {
     "prepare": Command("mgct.commands.data", "prepare_shards", "cut a folder of videos into training shards"),
     "worlds": Command("mgct.commands.data", "write_videos", "write videos of a procedural world"),
     "train": Command("mgct.commands.train", "train", "train a model through both stages, or go on with a run"),
+    "train-upsampler": Command(
+        "mgct.commands.upsampler", "train_upsampler", "train a network that enlarges generated videos"
+    ),
     "sample": Command("mgct.commands.sample", "sample", "generate clips with sound"),
     "evaluate": Command("mgct.commands.evaluate", "evaluate_clips", "measure generated clips against real ones"),
     "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side"),
+    "reproduce": Command(
+        "mgct.commands.reproduce", "reproduce", "make a table or figure of the paper from trained models"
+    ),
     "weights": Command("mgct.commands.evaluate", "get_weights", "get the weights of a measuring network"),
     "plot clips": Command("mgct.commands.plot", "plot_clips", "draw clips: frames over spectrograms"),
     "plot compare": Command("mgct.commands.plot", "plot_compare", "draw two sets of clips against each other"),
     "plot sheet": Command("mgct.commands.plot", "plot_sheet", "put clips into one video, a grid that plays with sound"),
     "plot loss": Command("mgct.commands.plot", "plot_loss", "draw a run's loss with the stage boundary"),
+    "app": Command("mgct.commands.app", "app", "serve a web page to generate, compare and watch training with"),
+    "doctor": Command("mgct.commands.doctor", "doctor", "say what is installed and check that it works"),
+    "completion": Command("mgct.completion", "completion", "print a script that lets a shell complete commands"),
 }
 
 
@@ -65,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] == "--version":
-        print(f"mgct {__version__}")
+        from mgct.commands.doctor import versions
+
+        print("\n".join([f"mgct {__version__}", *(f"{name} {version}" for name, version in versions().items())]))
         return 0
     try:
         return run(arguments)
@@ -80,12 +91,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that is freed instead of giving it back to the system; elsewhere do nothing.
+
+    A large activation would otherwise be made of fresh pages every time, and touching those for the first time takes
+    longer than computing most of what goes into them (``docs/performance.md``).
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # numbers of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+    mallopt(top_pad, 2**26)
+
+
 def run(arguments: list[str]) -> int:
     """Find the command, parse its arguments, call it."""
     name = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
     if name is None:
         known = ", ".join(COMMANDS)
         raise UserError(f"no command {arguments[0]!r}; the commands are: {known}")
+    keep_freed_memory()
     command = COMMANDS[name]
     function = getattr(import_module(command.module), command.function)
     call(function, f"mgct {name}", arguments[len(name.split()) :])
@@ -115,7 +145,7 @@ def complete_flags(function: Callable[..., Any], arguments: Sequence[str]) -> li
     """The arguments, with ``true`` given to every yes-or-no option that stands without a value."""
     parameters = inspect.signature(function).parameters.values()
     flags = {f"--{parameter.name}" for parameter in parameters if isinstance(parameter.default, bool)}
-    following = [*arguments[1:], "--"]
+    following = [*arguments, "--"][1:]
     return [
         f"{word}=true" if word in flags and after.startswith("-") else word
         for word, after in zip(arguments, following, strict=True)
@@ -131,6 +161,9 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     from jsonargparse import ArgumentError
 
     parser = make_parser(function, prog)
+    leading = getattr(function, "optional_argument", None)  # may stand first without its name
+    if leading and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{leading}", *arguments]
     try:
         parsed = parser.parse_args(complete_flags(function, arguments))
         options = parser.instantiate(parsed).as_dict()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -123,6 +124,8 @@ def sample_to_folder(
     world_size: int = 1,
     shard_size: int = 64,
     finish: Callable[[AVSample, list[int]], AVSample] | None = None,
+    finished_size: int | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> BulkReport:
     """Generate clips 0 … num_clips-1 into a folder, as `save_clips` writes them.
 
@@ -142,6 +145,8 @@ def sample_to_folder(
         world_size: number of processes.
         shard_size: clips per safetensors file.
         finish: applied to each batch and its indices before it is written (an upsampler, say).
+        finished_size: side of a picture after ``finish``, if it changes it.
+        facts: what else decides what is in the files, for the record.
 
     Raises:
         UserError: the folder holds clips that were made otherwise; and as in `AVPipeline.__call__`.
@@ -151,10 +156,13 @@ def sample_to_folder(
     if given is not None and (len(given.start.video), len(given.start.audio)) != (1, 1):
         raise UserError("sampling into a folder takes one given clip, the same for all")
     folder.mkdir(parents=True, exist_ok=True)
-    _claim_folder(folder, _record(pipe, options, num_clips, format, seconds, given, shard_size))
+    clip = replace(pipe.clip, size=finished_size or pipe.clip.size)
+    record = _record(pipe, options, num_clips, format, seconds, given, shard_size)
+    _claim_folder(folder, {**record, "clip": asdict(clip), **(facts or {})})
     size = 1 if format == "mp4" else shard_size
     files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
     missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
+    _remove_halves(folder, {_file_name(file, format) for file in missing})
     started = time.monotonic()
     pending: list[AVSample] = []
     indices = [index for file in missing for index in file]
@@ -170,6 +178,14 @@ def sample_to_folder(
 
 def _file_name(indices: Sequence[int], format: Format) -> str:
     return _clip_name(indices[0]) if format == "mp4" else _shard_name(indices)
+
+
+def _remove_halves(folder: Path, names: set[str]) -> None:
+    """Delete what a killed process left half-written of these files; other processes' are theirs."""
+    for path in folder.glob(".*"):
+        found = re.search(r"clips?_[\d-]+\.(mp4|safetensors)", path.name)
+        if found and found[0] in names:
+            path.unlink(missing_ok=True)
 
 
 def _split(clips: AVSample, count: int) -> tuple[AVSample, list[AVSample]]:
@@ -200,6 +216,8 @@ def _record(
         "seconds": seconds,
         "format": format,
     }
+    if options.variation_of:
+        record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
     if given is not None:
         record["given"] = {
             "content": _digest([given.start.video, given.start.audio]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.errors import UserError
-from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn
+from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
 from mgct.samplers import Known, Point, Predict
 from mgct.types import AVSample, ClipSpec, concatenate
 
@@ -28,6 +29,23 @@ GUIDANCE_SCALE = 8.0
 """Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
 SCHEDULER_STEPS = 20
 """Steps for a scheduler object of diffusers when none are asked for."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network call that was made while sampling.
+
+    Args:
+        indices: the clips of the batch.
+        call: its number within the batch, from 1.
+        calls: calls in all for the batch; in windows, each counts once however many windows it has.
+        clips: the network's idea of the clean clips, x̂0 = (x - σ ε̂) / α clipped to [-1, 1], on its device.
+    """
+
+    indices: list[int]
+    call: int
+    calls: int
+    clips: AVSample
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,11 @@ class SamplingOptions:
         clip_x0: whether x̂0 is clipped to [-1, 1]; None: as the sampler has it.
         window_shift: fixed shifts of the attention windows instead of drawn ones (see `MultimodalUNet`).
         progress: show a progress bar.
+        on_step: called after every network call; an exception that it raises ends the sampling.
+        variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
+            noise starts from that clip's, mixed with some of its own.
+        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
+            step, which a variation does not share.
     """
 
     steps: int | None = None
@@ -51,10 +74,15 @@ class SamplingOptions:
     clip_x0: bool | None = None
     window_shift: int | Sequence[int] | None = None
     progress: bool = True
+    on_step: Callable[[Step], None] | None = None
+    variation_of: Sequence[int] = ()
+    variation: float = 0.4
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.variation <= 1:
+            raise UserError(f"variation must lie in (0, 1], got {self.variation}")
 
 
 @dataclass(frozen=True)
@@ -396,9 +424,15 @@ class AVPipeline(DiffusionPipeline):
             for first in range(0, len(indices), options.batch_size):
                 batch = list(indices[first : first + options.batch_size])
 
-                def predict(x: Tensor, point: Point) -> Tensor:
+                made = itertools.count(1)
+
+                def predict(x: Tensor, point: Point, batch: list[int] = batch, made: Iterator[int] = made) -> Tensor:
                     bar.update(len(x))
-                    return samplers.pack(network(samplers.unpack(x, shapes), point))
+                    noise = samplers.pack(network(samplers.unpack(x, shapes), point))
+                    if options.on_step is not None:
+                        x0 = x0_from_noise(x.detach(), noise.detach(), point.level(x)).clamp(-1, 1)
+                        options.on_step(Step(batch, next(made), self.calls(options), samplers.unpack(x0, shapes)))
+                    return noise
 
                 with samplers.explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
@@ -420,14 +454,14 @@ class AVPipeline(DiffusionPipeline):
         """Packed clips (B, D) of one batch: noise, the predictor with all its wrappings, the sampler."""
         length = math.prod(shapes.video) + math.prod(shapes.audio)
 
-        def draw(*what: int | str) -> Tensor:
-            seeds = [derive_seed(options.seed, index, *what) for index in batch]
+        def draw(*what: int | str, of: list[int] = batch) -> Tensor:
+            seeds = [derive_seed(options.seed, index, *what) for index in of]
             return per_clip_randn((length,), seeds).to(self._execution_device)
 
         def step_noise(step: int) -> Tensor:
             return draw("step", step)
 
-        x = draw("start")
+        x = self._start_noise(draw, batch, options)
         named = isinstance(options.sampler, str)
         clip_x0 = options.clip_x0
         if clip_x0 is None:
@@ -451,6 +485,17 @@ class AVPipeline(DiffusionPipeline):
             steps = self.calls(options)
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
         return x if known is None else known.impose(x, samplers.CLEAN)
+
+    def _start_noise(self, draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions) -> Tensor:
+        """Packed noise (B, D) at the first point: each clip's own draw, or a variation's."""
+        if not options.variation_of:
+            return draw("start")
+        first, *rest = options.variation_of
+        x = draw("start", of=[first] * len(batch))
+        share = math.sqrt(1 - options.variation**2)
+        for depth, indices in enumerate([*([index] * len(batch) for index in rest), batch]):
+            x = share * x + options.variation * draw("variation", depth, of=indices)
+        return x
 
     def _network(self, options: SamplingOptions) -> Network:
         """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""

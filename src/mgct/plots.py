@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -272,3 +272,77 @@ def animated_sheet(
     samples = round(len(sheets) * frames / clip.fps * clip.sample_rate_hz)
     mixed = torch.nn.functional.pad(mixed, (0, max(samples - mixed.shape[-1], 0)))[:, :samples]
     return torch.cat(sheets), (mixed * 32768).round().clamp(-32768, 32767).to(torch.int16)
+
+
+class Estimate(NamedTuple):
+    """A value at a number of network calls, with its interval (NaN where there is none)."""
+
+    calls: int
+    value: float
+    low: float
+    high: float
+
+
+def calls_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]], columns: int | None = None) -> Figure:
+    """Values against network calls, with their intervals: a panel for each title, a line for each series.
+
+    Series keep their colour over all panels. Where every series of a panel has one number of calls alone, the series
+    stand side by side instead.
+
+    Args:
+        panels: title → series → estimates; an empty series is left out.
+        columns: panels in a row; None: at most 4.
+
+    Raises:
+        UserError: nothing to draw.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    names = list(dict.fromkeys(name for series in panels.values() for name, line in series.items() if line))
+    if not names:
+        raise UserError("there is nothing to draw: no row of the table has been made")
+    columns = columns or min(len(panels), 4)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.3 * columns, 2.9 * rows + 0.3 + 0.16 * math.ceil(len(names) / 4)), dpi=130)
+    figure.set_layout_engine("constrained")
+    handles: dict[str, Any] = {}
+    for number, (title, series) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        drawn = {name: sorted(series[name]) for name in names if series.get(name)}
+        single = {len(line) for line in drawn.values()} == {1}
+        for place, (name, line) in enumerate(drawn.items()):
+            colour = f"C{names.index(name)}"
+            # lines that share a number of calls are drawn a little apart
+            shift = 1 + 0.03 * (names.index(name) - (len(names) - 1) / 2)
+            at = [place] if single else [point.calls * shift for point in line]
+            values = [point.value for point in line]
+            bars = [
+                [max(point.value - point.low, 0.0) for point in line],
+                [max(point.high - point.value, 0.0) for point in line],
+            ]
+            handles[name] = axes.errorbar(
+                at, values, bars, color=colour, marker="o", markersize=3.5, linewidth=1.2, capsize=2.5, elinewidth=0.9
+            )
+        every = [point for line in drawn.values() for point in line]
+        lows = [point.low if math.isfinite(point.low) else point.value for point in every]
+        if every and min(lows) > 0 and max(point.value for point in every) > 8 * min(point.value for point in every):
+            axes.set_yscale("log")
+        if single:
+            calls = [line[0].calls for line in drawn.values()]
+            axes.set_xticks(range(len(drawn)), [f"{count} calls" for count in calls])
+            axes.set_xlim(-0.5, len(drawn) - 0.5)
+        elif every:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted({point.calls for point in every}))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel("network calls", fontsize=7)
+        axes.set_title(title, fontsize=8)
+        axes.tick_params(labelsize=6.5)
+        axes.tick_params(which="minor", labelsize=5)
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 4), fontsize=7
+    )
+    return figure

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from mgct.clip_folder import sample_to_folder
+from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
+from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import AudioReader, VideoReader
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
 from mgct.types import AVSample, ClipSpec
+from mgct.upsampler import UpsamplerUNet, upsample
 
 
 def find_pipeline(model: str) -> str:
@@ -67,15 +71,17 @@ def sample(
         method: how a given modality steers the other: replacement, guided (about three times as slow, follows it more
             closely), or mm-diffusion (guided as the reference does it, with sampler ddpm).
         guidance_scale: strength of guided.
-        upsampler: folder of a saved upsampler; the clips are enlarged before they are written.
+        upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged
+            before they are written.
     """
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")
-    state = PartialState()
+    state = start_processes()
     pipe: AVPipeline = AVPipeline.from_pretrained(find_pipeline(model)).to(state.device)  # type: ignore[attr-defined]
     options = SamplingOptions(
         steps=steps, sampler=sampler, seed=seed, batch_size=batch_size, progress=state.is_main_process
     )
+    enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
     given = _given(pipe, audio, video, seconds, method, guidance_scale)
     report = sample_to_folder(
         pipe,
@@ -87,23 +93,46 @@ def sample(
         given=given,
         rank=state.process_index,
         world_size=state.num_processes,
-        finish=_enlarger(upsampler, pipe, seed) if upsampler else None,
+        finish=enlarger,
+        finished_size=pipe.clip.size * enlarger.network.config["scale"] if enlarger else None,
+        facts=enlarger.facts if enlarger else None,
     )
-    state.wait_for_everyone()
+    reports: list[BulkReport] = gather_object([report])
     if state.is_main_process:
-        found = f", {report.found} were there" if report.found else ""
-        print(f"{out}: {report.written} clips made at {report.clips_per_second:.2f} clips/s{found}")
+        written, found = sum(part.written for part in reports), sum(part.found for part in reports)
+        rate = written / max(max(part.seconds for part in reports), 1e-9)
+        by = f" by {len(reports)} processes" if len(reports) > 1 else ""
+        print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
 
 
-def _enlarger(folder: Path, pipe: AVPipeline, seed: int) -> Callable[[AVSample, Sequence[int]], AVSample]:
-    """Clips and their numbers → the clips, larger, by the upsampler saved in ``folder``."""
-    from mgct.upsampler import UpsamplerUNet, upsample
+def start_processes() -> PartialState:
+    """The processes that accelerate or torchrun started, or this one. Without a GPU they talk through gloo."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=several and not torch.accelerator.is_available())
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no saved upsampler there (no config.json)")
-    network = UpsamplerUNet.from_pretrained(folder).to(pipe.unet.device)
-    schedule = NoiseSchedule(device=pipe.unet.device)
-    return lambda clips, indices: upsample(network, clips, schedule, seed=seed, indices=indices)
+
+@dataclass(frozen=True)
+class _Enlarger:
+    """Enlarges clips by an upsampler."""
+
+    network: UpsamplerUNet
+    seed: int
+
+    @classmethod
+    def load(cls, folder: Path, pipe: AVPipeline, seed: int) -> Self:
+        """By the one saved in ``folder``, for the clips of ``pipe``."""
+        network = UpsamplerUNet.from_pretrained(find_upsampler(folder)).to(pipe.unet.device)
+        network.check_side(pipe.clip.size * network.config["scale"])
+        return cls(network, seed)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What tells clips made with it from others."""
+        return {"upsampler": fingerprint(self.network)}  # type: ignore[arg-type]
+
+    def __call__(self, clips: AVSample, indices: Sequence[int]) -> AVSample:
+        schedule = NoiseSchedule(device=self.network.device)
+        return upsample(self.network, clips, schedule, seed=self.seed, indices=indices)
 
 
 def _given(
