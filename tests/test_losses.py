@@ -4,14 +4,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mgct.losses import NoiseUnits, PseudoHuber, SquaredError, UnitWeight, consistency_loss, multimodal_loss
+from mgct.losses import (
+    FlowMap,
+    InverseGap,
+    InverseReach,
+    Levels,
+    NoiseUnits,
+    PseudoHuber,
+    SquaredError,
+    UnitWeight,
+    consistency_loss,
+    multimodal_loss,
+)
 from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule
 from mgct.stages import (
     MGCT,
     Consistency,
     DataDirection,
+    LearnedUncertainty,
     LogSnrGrid,
     LossRatio,
+    OwnElements,
     TargetDecay,
     TeacherDirection,
     Transfer,
@@ -96,7 +109,7 @@ def exact_direction(low, high):
 @pytest.mark.parametrize("weight", [UnitWeight(), NoiseUnits()])
 def test_consistency_loss_is_zero_for_the_exact_solution_of_a_gaussian_problem(distance, weight):
     sample = clips(dtype=torch.float64)
-    grid = UniformGrid(50).timesteps(SCHEDULE)
+    grid = UniformGrid(50).timesteps(SCHEDULE, 0)
     low, high = grid[[0, 20, 48]], grid[[1, 21, 49]]
     exact, noise = ExactConsistency(), noise_like(sample)
     call = {"predict": exact_direction(low, high), "distance": distance, "weight": weight}
@@ -104,6 +117,46 @@ def test_consistency_loss_is_zero_for_the_exact_solution_of_a_gaussian_problem(d
     assert result.loss.max() < 1e-12
     wrong = consistency_loss(Recorded(), exact, sample, noise, low, high, SCHEDULE, **call)
     assert wrong.loss.min() > 1e-5
+
+
+class ExactFlowMap(torch.nn.Module):
+    """ε̂ of the exact jump for Gaussian data: x_r = x_t · spread(r) / spread(t) = α_r/α_t x_t - c ε̂."""
+
+    def forward(self, video, audio, timestep, window_shift=None, target_timestep=None):
+        return exact_direction(target_timestep, timestep)(AVSample(video=video, audio=audio), timestep)
+
+
+class NoMap(ExactConsistency):
+    """The same prediction wherever the jump goes."""
+
+    def forward(self, video, audio, timestep, window_shift=None, target_timestep=None):
+        return super().forward(video, audio, timestep)
+
+
+@pytest.mark.parametrize("weight", [UnitWeight(), InverseReach(), NoiseUnits()])
+def test_flow_map_loss_is_zero_for_the_exact_map_of_a_gaussian_problem(weight):
+    sample = clips(dtype=torch.float64)
+    grid = LogSnrGrid(50).timesteps(SCHEDULE, 0)
+    index, jump, exact = torch.tensor([1, 20, 48]), FlowMap(), ExactFlowMap()
+    for uniform in (0.0, 0.5, 0.9):
+        goal = jump.goal(grid, index, torch.full((3,), uniform))
+        low, high = grid[index] + 1e-6, grid[index + 1]  # a jump from t to t is 0/0 above
+        call = {"jump": jump, "goal": goal, "weight": weight, "predict": exact_direction(low, high)}
+        noise = noise_like(sample)
+        assert consistency_loss(exact, exact, sample, noise, low, high, SCHEDULE, **call).loss.max() < 1e-9
+        assert consistency_loss(NoMap(), exact, sample, noise, low, high, SCHEDULE, **call).loss.max() > 1e-6
+
+
+def test_goals_of_the_flow_map_are_the_grid_points_up_to_the_lower_level():
+    grid, index = torch.arange(10.0), torch.tensor([0, 3]).repeat_interleave(1000)
+    uniform = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    goals = FlowMap().goal(grid, index, uniform)
+    assert set(goals[:1000].tolist()) == {0}
+    assert torch.bincount(goals[1000:].long(), minlength=4).min() > 200
+    assert goals[1000:].max() == 3
+    cleaner = FlowMap(clean=0.5).goal(grid, index, uniform)
+    assert (cleaner[1000:] == 0).float().mean() == pytest.approx(0.5 + 0.5 / 4, abs=0.05)
+    assert set(FlowMap(clean=1.0).goal(grid, index, uniform).tolist()) == {0}
 
 
 def test_consistency_pair_shares_dropout_and_shift():
@@ -127,25 +180,80 @@ def test_distances_and_weights():
     a, b = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0])
     assert SquaredError()(a, b).tolist() == [0, 4]
     assert PseudoHuber(0.5)(a, b).tolist() == pytest.approx([0, (4 + 0.25) ** 0.5 - 0.5])
-    low, high = (
-        NoiseLevel(torch.tensor([0.8]), torch.tensor([0.6])),
-        NoiseLevel(torch.tensor([0.6]), torch.tensor([0.8])),
+    clean, low, high = (
+        NoiseLevel(torch.tensor([a]), torch.tensor([s])) for a, s in ((1.0, 0.0), (0.8, 0.6), (0.6, 0.8))
     )
-    assert NoiseUnits()(low, high).item() == pytest.approx(0.5625)
-    assert UnitWeight()(low, high).item() == 1
+    assert NoiseUnits()(Levels(low, high, clean)).item() == pytest.approx(0.5625)  # (α/σ)² at t_{n+1}
+    near = Levels(low, high, low)
+    reach = 0.8 * 0.8 / 0.6 - 0.6
+    assert InverseReach()(near).item() == pytest.approx(1 / reach)
+    assert NoiseUnits()(near).item() == pytest.approx(1 / reach**2)
+    assert InverseGap()(near).item() == pytest.approx(1 / (0.8 / 0.6 - 0.6 / 0.8))
+    assert UnitWeight()(near).item() == 1
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(50), LogSnrGrid(20)])
 def test_grids_span_all_levels(grid):
-    steps = grid.timesteps(SCHEDULE)
+    steps = grid.timesteps(SCHEDULE, 0)
     assert len(steps) == grid.num_points
     assert steps[0].item() == pytest.approx(0, abs=1e-6)
     assert steps[-1].item() == pytest.approx(999, abs=1e-6)
     assert (steps.diff() > 0).all()
 
 
-def objective(ratio, **settings):
-    return MGCT(SCHEDULE, Transfer(), Consistency(ratio=LossRatio(ratio), **settings))
+def test_points_double_as_stage_2_goes_on():
+    grid = UniformGrid(80, first_points=10, growth_steps=300)
+    assert [grid.count(k) for k in (0, 99, 100, 199, 200, 299, 300, 10**6)] == [10, 10, 20, 20, 40, 40, 80, 80]
+    assert len(grid.timesteps(SCHEDULE, 150)) == 20
+    assert UniformGrid(50).count(0) == 50
+    mixed = objective(0.5, grid=grid)
+    mixed.start_stage_2(randomised(), 0)
+    mixed.updates = 250
+    mixed.loss(randomised(), clips(), ClipRandom([1, 2, 3]), 0)
+    assert len(mixed.grid) == 40
+
+
+def objective(ratio, balance=OwnElements(), **settings):
+    return MGCT(SCHEDULE, Transfer(), Consistency(ratio=LossRatio(ratio), **settings), balance)
+
+
+def test_the_consistency_loss_of_a_share_of_the_clips_has_the_mean_of_those():
+    unet, random = randomised().train(), ClipRandom([1, 2, 3, 4])
+    some, whole = objective(1.0, share=0.5), objective(1.0)
+    for mixed in (some, whole):
+        mixed.start_stage_2(unet, 0)
+    of_some, of_all = (mixed.loss(unet, clips(4), random, 0) for mixed in (some, whole))
+    assert of_some.loss.shape == (4,)
+    assert of_some.logs["loss_cm"].shape == (2,)
+    torch.testing.assert_close(of_some.logs["loss_cm"], of_all.logs["loss_cm"][:2], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(of_some.loss.mean(), of_some.logs["loss_cm"].mean())
+
+
+def test_learned_uncertainty_is_the_sum_at_first_and_settles_at_each_loss_s_own_scale():
+    """d/ds (exp(-s) L + s) = 0 where exp(s) = L: each part then counts as 1."""
+    unet, random = randomised().train(), ClipRandom([1, 2, 3])
+    ours, plain = objective(0.5, LearnedUncertainty()), objective(0.5)
+    for mixed in (ours, plain):
+        mixed.start_stage_2(unet, 0)
+    result = ours.loss(unet, clips(), random, 0)
+    torch.testing.assert_close(result.loss, plain.loss(unet, clips(), random, 0).loss)
+    result.loss.mean().backward()
+    errors = {name.removeprefix("loss_"): value.mean() for name, value in result.logs.items()}
+    for name, s in ours.learned.named_parameters():
+        torch.testing.assert_close(s.grad, 0.5 * (1 - errors[name].detach()))
+        with torch.no_grad():
+            s.copy_(errors[name].log())
+        s.grad = None
+    ours.loss(unet, clips(), random, 0).loss.mean().backward()
+    assert all(s.grad.abs() < 1e-6 for s in ours.learned.parameters())
+
+
+def test_stage_2_of_a_flow_map_gives_the_gate_a_gradient():
+    unet = randomised(target_time=True).train()
+    mixed = objective(0.5, jump=FlowMap(), grid=LogSnrGrid(), weight=InverseReach())
+    mixed.start_stage_2(unet, 0)
+    mixed.loss(unet, clips(), ClipRandom([1, 2, 3]), 0).loss.mean().backward()
+    assert unet.target_gate.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])

@@ -28,6 +28,10 @@ SAME = {"atol": 2e-3, "rtol": 0.0}
 
 @pytest.fixture(scope="module")
 def pipe():
+    return AVPipeline(tiny_unet(target_time=True), CLIP)
+
+
+def tiny_unet(**settings):
     torch.manual_seed(0)
     unet = MultimodalUNet(
         model_channels=16,
@@ -39,11 +43,17 @@ def pipe():
         num_heads=2,
         num_head_channels=8,
         norm_num_groups=8,
+        **settings,
     )
     for parameter in unet.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    return AVPipeline(unet, CLIP)
+    return unet
+
+
+def test_a_model_without_a_second_time_input_does_not_jump():
+    with pytest.raises(UserError, match=r"no second time input.*choose one of: ddpm, ddim, dpm-solver"):
+        AVPipeline(tiny_unet(), CLIP)(sampler="map", **QUIET)
 
 
 def assert_same(ours, theirs):

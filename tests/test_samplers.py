@@ -281,6 +281,30 @@ def test_singlestep_orders_are_the_papers():
     assert all(sum(samplers.singlestep_orders(calls)) == calls for calls in range(1, 50))
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("std", STDS)
+def test_jumps_with_the_exact_map_end_at_the_exact_place_in_any_number_of_calls(std, steps):
+    """Gaussian data: x_r = x_t · spread(r) / spread(t), told where each jump goes."""
+
+    def spread(alpha, sigma):
+        return math.sqrt((alpha * std) ** 2 + sigma**2)
+
+    goals = []
+
+    def predict(x, point):
+        goals.append(point.goal)
+        alpha, sigma = (1.0, 0.0) if point.goal == 0 else (float(r) for r in SCHEDULE.level(torch.tensor([point.goal])))
+        x_r = x * spread(alpha, sigma) / spread(point.alpha, point.sigma)
+        return (alpha / point.alpha * x - x_r) / (alpha * point.sigma / point.alpha - sigma)
+
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = SAMPLERS["map"].run(predict, x, SCHEDULE, steps, lambda _: x)
+    first = samplers.log_snr_grid(SCHEDULE, 2)[0]
+    torch.testing.assert_close(out, x * std / spread(first.alpha, first.sigma))
+    assert goals[-1] == 0
+    assert goals == sorted(goals, reverse=True)
+
+
 def test_grids():
     grid = samplers.log_snr_grid(SCHEDULE, 13)
     steps = torch.tensor([point.log_snr for point in grid]).diff()

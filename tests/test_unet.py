@@ -85,6 +85,27 @@ def test_equals_the_reference_at_uneven_lengths(small, fixtures, length):
     check(small, tensors, f"L{length}.shift1.call0", video, audio, shift)
 
 
+@pytest.mark.parametrize("call", ["call0", "call1"])
+def test_with_a_second_time_equal_to_the_first_it_is_the_same_network(small, fixtures, call):
+    """`mgct-map` begins as the network whose weights it is given: for r = t always, for any r until it learns."""
+    tensors = load_file(fixtures / "unet_small.safetensors")
+    mapped = MultimodalUNet.from_config(small.config, target_time=True).eval()
+    mapped.load_state_dict(mapped.with_target_time(small.state_dict()))
+    video, audio, t = tensors["video"], tensors["audio"], tensors[f"{call}.timesteps"]
+    with torch.no_grad():
+        plain = small(video, audio, t, window_shift=0)
+        fresh = mapped(video, audio, t, window_shift=0, target_timestep=torch.zeros_like(t))
+        torch.nn.init.normal_(mapped.target_gate.weight, std=0.5)
+        learned = [mapped(video, audio, t, 0), mapped(video, audio, t, 0, target_timestep=t)]
+        jump = mapped(video, audio, t.clamp(min=1), 0, target_timestep=torch.zeros_like(t))
+    for other in (fresh, *learned):
+        torch.testing.assert_close(other.video, plain.video, atol=1e-6, rtol=0)
+        torch.testing.assert_close(other.audio, plain.audio, atol=1e-6, rtol=0)
+    assert (jump.video - plain.video).abs().max() > 1e-2
+    with pytest.raises(UserError, match="no second time input"):
+        small(video, audio, t, 0, target_timestep=t)
+
+
 def gradients(unet, video, audio, timestep):
     unet.zero_grad()
     out = unet(video, audio, timestep, window_shift=0)

@@ -1,7 +1,8 @@
 """The two losses of MGCT: the multimodal loss (Eq. 4) and the consistency loss (Eq. 9-11).
 
 Each gives one value per clip, and the values per modality to log. Nothing is drawn here: noise, timesteps and window
-shifts come in. A choice (distance, weight, who predicts the ODE's direction) is an object that is passed in.
+shifts come in. A choice (where the network takes a noisy clip, distance, weight, who predicts the ODE's direction) is
+an object that is passed in.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from mgct.types import AVSample
 
 
 class ClipLoss(NamedTuple):
-    """A loss of each clip (B,), and named values (B,) to log."""
+    """A loss of each clip (B,), named values (B,) to log, and the timesteps (B,) of the multimodal loss, if any."""
 
     loss: Tensor
     logs: dict[str, Tensor]
+    timestep: Tensor | None = None
 
 
 def per_clip_mean(x: Tensor) -> Tensor:
@@ -53,7 +55,8 @@ def multimodal_loss(
     noisy = clips.map(lambda x0, eps: add_noise(x0, eps, level), noise)
     predicted = model(noisy.video, noisy.audio, timestep, window_shift=window_shift)
     error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), noise)
-    return ClipLoss(error.video + error.audio, {"loss_mm_video": error.video, "loss_mm_audio": error.audio})
+    logs = {"loss_mm_video": error.video, "loss_mm_audio": error.audio}
+    return ClipLoss(error.video + error.audio, logs, timestep)
 
 
 class Distance(ABC):
@@ -88,30 +91,152 @@ class PseudoHuber(Distance):
         return torch.sqrt((ours - target).square() + self.c**2) - self.c
 
 
+class Levels(NamedTuple):
+    """The noise levels of a consistency pair: t_n, t_{n+1}, and r, where both are taken."""
+
+    low: NoiseLevel
+    high: NoiseLevel
+    goal: NoiseLevel
+
+    @property
+    def reach(self) -> Tensor:
+        """c = α_r σ_t/α_t - σ_r for t = t_{n+1}, (B,): an error of ε̂ makes c times that error at r."""
+        return self.goal.alpha * self.high.sigma / self.high.alpha - self.goal.sigma
+
+
 class Weight(ABC):
     """λ of Eq. 9: the weight of each pair of adjacent levels."""
 
     @abstractmethod
-    def __call__(self, low: NoiseLevel, high: NoiseLevel) -> Tensor:
-        """(B,) weights of the pairs (t_n, t_{n+1})."""
+    def __call__(self, levels: Levels) -> Tensor:
+        """(B,) weights."""
 
 
 @dataclass(frozen=True)
 class UnitWeight(Weight):
     """λ = 1, as in the paper's Algorithm 1."""
 
-    def __call__(self, low: NoiseLevel, high: NoiseLevel) -> Tensor:  # noqa: ARG002
+    def __call__(self, levels: Levels) -> Tensor:
         """(B,) ones."""
-        return torch.ones_like(high.alpha)
+        return torch.ones_like(levels.high.alpha)
 
 
 @dataclass(frozen=True)
 class NoiseUnits(Weight):
-    """λ = (α / σ)² at t_{n+1}: an error of x̂0 counts as the error of ε̂ that makes it, as in the multimodal loss."""
+    """λ = 1/c², c the `Levels.reach`: an error counts as the error of ε̂ that makes it, as in the multimodal loss.
 
-    def __call__(self, low: NoiseLevel, high: NoiseLevel) -> Tensor:  # noqa: ARG002
+    For the end point, r = 0, it is (α/σ)² at t_{n+1}.
+    """
+
+    def __call__(self, levels: Levels) -> Tensor:
         """(B,) weights."""
-        return (high.alpha / high.sigma).square()
+        return levels.reach.square().reciprocal()
+
+
+@dataclass(frozen=True)
+class InverseReach(Weight):
+    """λ = 1/c, c the `Levels.reach`: between `UnitWeight` and `NoiseUnits`."""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """(B,) weights."""
+        return levels.reach.reciprocal()
+
+
+@dataclass(frozen=True)
+class InverseGap(Weight):
+    """λ = 1/(t - r) of easy consistency tuning (Geng et al. 2024), t > r the ratios σ/α of the pair."""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """(B,) weights."""
+        return (levels.high.sigma / levels.high.alpha - levels.low.sigma / levels.low.alpha).reciprocal()
+
+
+class Jump(ABC):
+    """Where a network takes a noisy clip: what must come out the same from both levels of a pair.
+
+    ``needs_target_time`` says that the network must be told the goal, `MultimodalUNet` with ``target_time``.
+    """
+
+    needs_target_time: ClassVar[bool] = False
+
+    @abstractmethod
+    def goal(self, grid: Tensor, index: Tensor, uniform: Tensor) -> Tensor:
+        """The timesteps r (B,) that the pairs (grid[index], grid[index + 1]) are taken to.
+
+        Args:
+            grid: t_1 < … < t_N.
+            index: (B,) the lower level of each pair.
+            uniform: (B,) in [0, 1), to draw by.
+        """
+
+    @abstractmethod
+    def level(self, goal: Tensor, schedule: NoiseSchedule) -> NoiseLevel:
+        """The noise level at r."""
+
+    @abstractmethod
+    def __call__(
+        self, model: nn.Module, noisy: AVSample, timestep: Tensor, goal: Tensor, schedule: NoiseSchedule, shift: Any
+    ) -> AVSample:
+        """Noisy clips at ``timestep`` (B,), taken to ``goal`` (B,)."""
+
+
+@dataclass(frozen=True)
+class EndPoint(Jump):
+    """The consistency function f_θ(x, t) = c_skip x + c_out x̂0 of Eq. 7: to the clean end, always."""
+
+    def goal(self, grid: Tensor, index: Tensor, uniform: Tensor) -> Tensor:  # noqa: ARG002
+        """Zeros."""
+        return torch.zeros_like(grid[index])
+
+    def level(self, goal: Tensor, schedule: NoiseSchedule) -> NoiseLevel:  # noqa: ARG002
+        """The clean end."""
+        return NoiseLevel(torch.ones_like(goal), torch.zeros_like(goal))
+
+    def __call__(
+        self,
+        model: nn.Module,
+        noisy: AVSample,
+        timestep: Tensor,
+        goal: Tensor,  # noqa: ARG002
+        schedule: NoiseSchedule,
+        shift: Any,
+    ) -> AVSample:
+        """f_θ."""
+        level = schedule.level(timestep)
+        predicted = model(noisy.video, noisy.audio, timestep, window_shift=shift)
+        return noisy.map(lambda x, eps: consistency_function(x, eps, timestep, level), predicted)
+
+
+@dataclass(frozen=True)
+class FlowMap(Jump):
+    """The map from t to any r < t along the ODE: x_r = α_r x̂0 + σ_r ε̂ with ε̂ = ε_θ(x, t, r), which is told r.
+
+    With r = t the network stays the denoiser of the multimodal loss, so one output need not serve two ends. From the
+    pair's lower level a jump to r = t_n is nothing, so there the loss asks for the ODE's own step.
+
+    Args:
+        clean: the share of pairs that are taken to r = 0; the others go to a grid point up to t_n, each as likely.
+    """
+
+    needs_target_time: ClassVar[bool] = True
+    clean: float = 0.0
+
+    def goal(self, grid: Tensor, index: Tensor, uniform: Tensor) -> Tensor:
+        """A grid point up to the lower level."""
+        spread = (uniform - self.clean).clamp(min=0) / (1 - self.clean) if self.clean < 1 else torch.zeros_like(uniform)
+        return grid[(spread * (index + 1)).long()]
+
+    def level(self, goal: Tensor, schedule: NoiseSchedule) -> NoiseLevel:
+        """The level at r."""
+        return schedule.level(goal)
+
+    def __call__(
+        self, model: nn.Module, noisy: AVSample, timestep: Tensor, goal: Tensor, schedule: NoiseSchedule, shift: Any
+    ) -> AVSample:
+        """The jump from ``timestep`` to ``goal``."""
+        level, there = schedule.level(timestep), schedule.level(goal)
+        predicted = model(noisy.video, noisy.audio, timestep, window_shift=shift, target_timestep=goal)
+        return noisy.map(lambda x, eps: ddim_step(x, eps, level, there), predicted)
 
 
 Predictor = Callable[[AVSample, Tensor], AVSample]
@@ -145,12 +270,16 @@ def consistency_loss(
     high: Tensor,
     schedule: NoiseSchedule,
     *,
+    jump: Jump = EndPoint(),
+    goal: Tensor | None = None,
     predict: Predictor | None = None,
     distance: Distance = SquaredError(),
     weight: Weight = UnitWeight(),
     window_shift: Any = None,
 ) -> ClipLoss:
     """L_CM (Eq. 11) per clip, summed over modalities: λ(t_n) d(f_θ(x_{t_{n+1}}, t_{n+1}), stopgrad f_θ⁻(x̂_{t_n}, t_n)).
+
+    f is the consistency function of the paper, or another ``jump``.
 
     x_{t_{n+1}} = α x0 + σ ε; x̂_{t_n} is one ODE step (DDIM; Eq. 10) from t_{n+1} to t_n along the predicted noise. Both
     calls have the same window shift and the same dropout mask.
@@ -163,22 +292,23 @@ def consistency_loss(
         low: t_n (B,).
         high: t_{n+1} (B,), above ``low``.
         schedule: noise schedule on the clips' device.
+        jump: f.
+        goal: r (B,), at most ``low``: where the jump goes. None: 0.
         predict: φ, the noise prediction that the ODE step follows. None: the true ε (consistency training).
         distance: d.
         weight: λ.
         window_shift: passed on to the models.
     """
     level_low, level_high = schedule.level(low), schedule.level(high)
+    goal = torch.zeros_like(low) if goal is None else goal
     noisy = clips.map(lambda x0, eps: add_noise(x0, eps, level_high), noise)
     with torch.no_grad():
         direction = noise if predict is None else predict(noisy, high)
         stepped = noisy.map(lambda x, eps: ddim_step(x, eps, level_high, level_low), direction)
     with same_dropout(clips.audio.device):
-        ahead = model(noisy.video, noisy.audio, high, window_shift=window_shift)
+        ours = jump(model, noisy, high, goal, schedule, window_shift)
     with torch.no_grad():
-        behind = target_model(stepped.video, stepped.audio, low, window_shift=window_shift)
-        goal = stepped.map(lambda x, eps: consistency_function(x, eps, low, level_low), behind)
-    end = noisy.map(lambda x, eps: consistency_function(x, eps, high, level_high), ahead)
-    scale = weight(level_low, level_high).float()
-    error = end.map(lambda ours, target: scale * per_clip_mean(distance(ours, target)), goal)
+        theirs = jump(target_model, stepped, low, goal, schedule, window_shift)
+    scale = weight(Levels(level_low, level_high, jump.level(goal, schedule))).float()
+    error = ours.map(lambda here, there: scale * per_clip_mean(distance(here, there)), theirs)
     return ClipLoss(error.video + error.audio, {"loss_cm_video": error.video, "loss_cm_audio": error.audio})

@@ -146,6 +146,10 @@ class ClipRandom:
         self.seeds = list(seeds)
         self.device = torch.device(device)
 
+    def first(self, count: int) -> ClipRandom:
+        """The random numbers of the first ``count`` clips."""
+        return ClipRandom(self.seeds[:count], self.device)
+
     def uniform(self, name: str) -> Tensor:
         """(B,) float64 in [0, 1), on the CPU."""
         return torch.tensor([(derive_seed(seed, name) >> 10) / 2**53 for seed in self.seeds], dtype=torch.float64)

@@ -395,10 +395,21 @@ class AVPipeline(DiffusionPipeline):
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
         if isinstance(options.sampler, str):
+            self._check_sampler(options)
             samplers.warn_if_not_recommended(self.config.recommended, options.sampler, self.calls(options))
         return self._batches(network, shapes, indices, options, given)
 
     # ------------------------------------------------------------------------------------------ the common path
+
+    def _check_sampler(self, options: SamplingOptions) -> None:
+        """Refuse a sampler that the network has not what it takes for."""
+        sampler, _ = samplers.get_sampler(options.sampler, options.steps)
+        if sampler.jumps and not self.unet.config["target_time"]:
+            others = ", ".join(name for name, other in samplers.SAMPLERS.items() if not other.jumps)
+            raise UserError(
+                f"sampler {options.sampler!r} jumps, and this model has no second time input (it was not trained with "
+                f"model.target_time); choose one of: {others}"
+            )
 
     def calls(self, options: SamplingOptions) -> int:
         """Network calls per clip that ``options`` stand for (steps, for a scheduler object of diffusers)."""
@@ -507,9 +518,9 @@ class AVPipeline(DiffusionPipeline):
                 seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
                 shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
             timestep = torch.full((len(clips.video),), point.timestep, device=device)
-            return self.unet(clips.video.to(dtype), clips.audio.to(dtype), timestep, window_shift=shift).to(
-                torch.float32
-            )
+            jump = {} if point.goal is None else {"target_timestep": torch.full_like(timestep, point.goal)}
+            noisy = clips.to(dtype)
+            return self.unet(noisy.video, noisy.audio, timestep, window_shift=shift, **jump).to(torch.float32)
 
         return call
 

@@ -42,11 +42,15 @@ from mgct.types import AVSample
 
 
 class Point(NamedTuple):
-    """One noise level of a grid: the real timestep that the network is told, α and σ."""
+    """One noise level of a grid: the real timestep that the network is told, α and σ.
+
+    ``goal``: the timestep that the prediction there is meant to jump to (`mgct.losses.FlowMap`); None: the denoiser's.
+    """
 
     timestep: float
     alpha: float
     sigma: float
+    goal: float | None = None
 
     @property
     def log_snr(self) -> float:
@@ -374,6 +378,17 @@ def consistency(predict: Predict, x: Tensor, grid: Grid, noise: Noise, renoise: 
     return x
 
 
+def flow_map(predict: Predict, x: Tensor, grid: Grid) -> Tensor:
+    """Jumps along the ODE from point to point: x_t = α_t x̂0 + σ_t ε̂ with the ε̂ of the jump (`mgct.losses.FlowMap`).
+
+    For a network that has learned the map exactly, the result does not depend on the grid. Arguments as in
+    `dpm_solver`; the last point may be clean.
+    """
+    for s, t in pairwise(grid):
+        x = ddim_step(x, predict(x, s._replace(goal=t.timestep)), s.level(x), t.level(x))
+    return x
+
+
 def unipc(predict: Predict, x: Tensor, grid: Grid, order: int = 2) -> Tensor:
     """UniPC (Zhao et al. 2023) as diffusers has it, on any grid: its noise levels are put in place of diffusers' own.
 
@@ -447,6 +462,7 @@ class Sampler:
         max_steps: most network calls.
         default_steps: network calls when none are asked for.
         clip: whether x̂0 is clipped to [-1, 1] unless asked otherwise.
+        jumps: whether it needs a network with a second time input.
     """
 
     run: Callable[[Predict, Tensor, NoiseSchedule, int, Noise], Tensor]
@@ -454,6 +470,7 @@ class Sampler:
     max_steps: int
     default_steps: int
     clip: bool = True
+    jumps: bool = False
 
 
 def _run_ddpm(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
@@ -480,6 +497,10 @@ def _run_consistency(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps
     return consistency(predict, x, consistency_grid(schedule, steps), noise, renoise=False)
 
 
+def _run_flow_map(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
+    return flow_map(predict, x, [*log_snr_grid(schedule, steps + 1)[:-1], CLEAN])
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(_run_ddpm, 1, 1000, 1000),
     "ddim": Sampler(_run_ddim, 1, 1000, 50),
@@ -487,6 +508,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm-solver++": Sampler(_run_dpm_solver_pp, 1, 1000, 12),
     "unipc": Sampler(_run_unipc, 1, 1000, 12),
     "consistency": Sampler(_run_consistency, 1, 8, 4),
+    "map": Sampler(_run_flow_map, 1, 1000, 4, clip=False, jumps=True),
 }
 NAMES = ", ".join(SAMPLERS)
 

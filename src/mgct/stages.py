@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from mgct.errors import UserError
 from mgct.losses import (
     ClipLoss,
     Distance,
+    EndPoint,
+    Jump,
     Predictor,
     SquaredError,
     UnitWeight,
@@ -36,12 +39,16 @@ class Transfer:
         min_steps: steps that stage 1 has at the least.
         max_steps: steps that stage 1 has at the most; None: no limit. 0: stage 2 from the first step.
         average_steps: length of the running average, in steps.
+        weights: what stage 2 starts from: the ``live`` weights, or their average, ``ema``.
+        keep_optimizer: whether the optimiser's moments stay.
     """
 
     delta: float | None = None
     min_steps: int = 0
     max_steps: int | None = None
     average_steps: int = 100
+    weights: Literal["live", "ema"] = "live"
+    keep_optimizer: bool = True
 
     def __post_init__(self) -> None:
         if self.average_steps < 1:
@@ -56,47 +63,61 @@ class Transfer:
         return self.delta is not None and step >= max(self.min_steps, 1) and average < self.delta
 
 
+@dataclass(frozen=True)
 class Grid(ABC):
-    """t_1 < … < t_N over [0, T-1]: the levels between which consistency is asked for."""
+    """t_1 < … < t_N over [0, T-1]: the levels between which consistency is asked for.
 
-    num_points: int
+    Args:
+        num_points: N of Eq. 9; with ``growth_steps``, what it grows to.
+        first_points: N just after the transfer.
+        growth_steps: N doubles at even intervals within so many steps after the transfer (Song & Dhariwal 2023); 0: it
+            is ``num_points`` at once.
+    """
+
+    num_points: int = 50
+    first_points: int = 10
+    growth_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_points < 2 or self.first_points < 2:
+            raise UserError(f"a grid needs at least 2 points, got {min(self.num_points, self.first_points)}")
+        if self.growth_steps < 0:
+            raise UserError(f"grid.growth_steps must not be negative, got {self.growth_steps}")
+
+    def count(self, updates: int) -> int:
+        """N, k updates after the transfer."""
+        if updates >= self.growth_steps or self.first_points >= self.num_points:
+            return self.num_points
+        doublings = math.ceil(math.log2(self.num_points / self.first_points))
+        return min(self.first_points * 2 ** (updates * doublings // self.growth_steps), self.num_points)
 
     @abstractmethod
-    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+    def timesteps(self, schedule: NoiseSchedule, updates: int) -> Tensor:
         """(N,) float64 timesteps, increasing, from 0 to T-1, on the schedule's device."""
 
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):
-    """N points evenly spaced in t.
+    """N points evenly spaced in t."""
 
-    Args:
-        num_points: N of Eq. 9.
-    """
-
-    num_points: int = 50
-
-    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+    def timesteps(self, schedule: NoiseSchedule, updates: int) -> Tensor:
         """(N,) float64 timesteps."""
         last = schedule.num_timesteps - 1
-        return torch.linspace(0, last, self.num_points, dtype=torch.float64, device=schedule.device)
+        return torch.linspace(0, last, self.count(updates), dtype=torch.float64, device=schedule.device)
 
 
 @dataclass(frozen=True)
 class LogSnrGrid(Grid):
-    """N points evenly spaced in log-SNR.
+    """N points evenly spaced in log-SNR."""
 
-    Args:
-        num_points: N of Eq. 9.
-    """
-
-    num_points: int = 50
-
-    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+    def timesteps(self, schedule: NoiseSchedule, updates: int) -> Tensor:
         """(N,) float64 timesteps."""
-        ends = schedule.log_snr(torch.tensor([0.0, schedule.num_timesteps - 1], device=schedule.device))
-        fraction = torch.linspace(0, 1, self.num_points, dtype=torch.float64, device=schedule.device)
-        return schedule.timestep_at(torch.lerp(ends[0], ends[1], fraction))
+        last = schedule.num_timesteps - 1
+        ends = schedule.log_snr(torch.tensor([0.0, last], dtype=torch.float64, device=schedule.device))
+        fraction = torch.linspace(0, 1, self.count(updates), dtype=torch.float64, device=schedule.device)
+        timesteps = schedule.timestep_at(torch.lerp(ends[0], ends[1], fraction))
+        timesteps[0], timesteps[-1] = 0, last
+        return timesteps
 
 
 class Direction(ABC):
@@ -188,12 +209,53 @@ class LossRatio:
         return self.value * min(1.0, (updates + 1) / self.ramp_steps) if self.ramp_steps else self.value
 
 
+class Balance(ABC):
+    """How the losses of the two modalities, each a mean over its own elements, become one."""
+
+    def parameters(self) -> nn.Module:
+        """What is learned of it, if anything."""
+        return nn.Module()
+
+    @abstractmethod
+    def __call__(self, name: str, error: AVSample, learned: nn.Module) -> Tensor:
+        """(B,) loss of the errors (B,) of loss ``name``, mm or cm."""
+
+
+@dataclass(frozen=True)
+class OwnElements(Balance):
+    """Their sum, as in Eq. 4: a modality counts the same however many elements it has."""
+
+    def __call__(self, name: str, error: AVSample, learned: nn.Module) -> Tensor:  # noqa: ARG002
+        """The sum."""
+        return error.video + error.audio
+
+
+@dataclass(frozen=True)
+class LearnedUncertainty(Balance):
+    """Σ exp(-s) L + s with one learned s = log σ² per modality and loss (Kendall et al. 2018), all 0 at first."""
+
+    def parameters(self) -> nn.Module:
+        """The four s."""
+        return nn.ParameterDict(
+            {f"{name}_{modality}": torch.zeros(()) for name in ("mm", "cm") for modality in ("video", "audio")}
+        )
+
+    def __call__(self, name: str, error: AVSample, learned: Any) -> Tensor:
+        """The weighted sum."""
+        s = AVSample(video=learned[f"{name}_video"], audio=learned[f"{name}_audio"])
+        parts = error.map(lambda e, log_variance: torch.exp(-log_variance) * e + log_variance, s)
+        return parts.video + parts.audio
+
+
 @dataclass(frozen=True)
 class Consistency:
     """Layer Consistency Transferring: everything that stage 2 adds to stage 1.
 
     Args:
         ratio: w, the share of the consistency loss.
+        share: the share of each batch's clips that the consistency loss sees: less of it, less compute a step. Its mean
+            is over those, so the weight of the loss stays.
+        jump: f, what is to be consistent.
         grid: the levels between which consistency is asked for; N is its number of points.
         direction: φ.
         distance: d.
@@ -202,11 +264,17 @@ class Consistency:
     """
 
     ratio: LossRatio = field(default_factory=LossRatio)
+    share: float = 1.0
+    jump: Jump = field(default_factory=EndPoint)
     grid: Grid = field(default_factory=UniformGrid)
     direction: Direction = field(default_factory=TargetDirection)
     distance: Distance = field(default_factory=SquaredError)
     weight: Weight = field(default_factory=UnitWeight)
     decay: TargetDecay = field(default_factory=TargetDecay)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"consistency.share must lie in (0, 1], got {self.share}")
 
 
 @torch.no_grad()
@@ -227,13 +295,22 @@ class MGCT:
         schedule: noise schedule on the training device.
         transfer: when stage 2 starts.
         consistency: what stage 2 minimises.
+        balance: how the modalities are weighed, in both stages.
     """
 
-    def __init__(self, schedule: NoiseSchedule, transfer: Transfer, consistency: Consistency) -> None:
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        transfer: Transfer,
+        consistency: Consistency,
+        balance: Balance = OwnElements(),
+    ) -> None:
         self.schedule = schedule
         self.transfer = transfer
         self.consistency = consistency
-        self.grid = consistency.grid.timesteps(schedule)
+        self.balance = balance
+        self.learned = balance.parameters()
+        self.grid = consistency.grid.timesteps(schedule, 0)
         self.stage = 1
         self.transfer_step: int | None = None
         self.updates = 0
@@ -254,20 +331,35 @@ class MGCT:
         timestep = random.integers("mm.timestep", self.schedule.num_timesteps).to(clips.audio.device)
         plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
         logs = {"loss_mm": plain.loss, **plain.logs}
-        if self.stage == 1:
-            return ClipLoss(plain.loss, logs)
-        consistent = self._consistency(model, clips, random, window_shift)
-        ratio = self.consistency.ratio(self.updates)
-        return ClipLoss(
-            (1 - ratio) * plain.loss + ratio * consistent.loss, {**logs, "loss_cm": consistent.loss, **consistent.logs}
-        )
+        loss = self._balanced("mm", plain)
+        if self.stage == 2:
+            consistent = self._consistency(model, clips, random, window_shift)
+            ratio = self.consistency.ratio(self.updates)
+            loss = (1 - ratio) * loss + ratio * self._spread(self._balanced("cm", consistent), len(loss))
+            logs |= {"loss_cm": consistent.loss, **consistent.logs}
+        return ClipLoss(loss, logs, timestep)
+
+    def _balanced(self, name: str, result: ClipLoss) -> Tensor:
+        """One loss (B,) of the errors of the two modalities."""
+        error = AVSample(video=result.logs[f"loss_{name}_video"], audio=result.logs[f"loss_{name}_audio"])
+        return self.balance(name, error, self.learned)
+
+    @staticmethod
+    def _spread(loss: Tensor, count: int) -> Tensor:
+        """The losses of some clips as those of ``count``, with the same mean."""
+        return torch.nn.functional.pad(loss * (count / len(loss)), (0, count - len(loss)))
 
     def _consistency(self, model: nn.Module, clips: AVSample, random: ClipRandom, window_shift: Any) -> ClipLoss:
-        """L_CM of a random pair of adjacent levels for each clip."""
+        """L_CM of a random pair of adjacent levels, for the batch's first clips."""
         settings = self.consistency
         if self.target is None:
             raise RuntimeError("stage 2 without θ⁻: start_stage_2 or load_state comes first")
+        if len(self.grid) != settings.grid.count(self.updates):
+            self.grid = settings.grid.timesteps(self.schedule, self.updates)
+        count = math.ceil(settings.share * len(clips.audio))
+        clips, random = clips.map(lambda x: x[:count]), random.first(count)
         index = random.integers("cm.pair", len(self.grid) - 1).to(self.grid.device)
+        goal = settings.jump.goal(self.grid, index, random.uniform("cm.goal").to(self.grid.device))
         return consistency_loss(
             model,
             self.target,
@@ -276,6 +368,8 @@ class MGCT:
             self.grid[index],
             self.grid[index + 1],
             self.schedule,
+            jump=settings.jump,
+            goal=goal,
             predict=settings.direction.predictor(self.target, self.teacher, window_shift),
             distance=settings.distance,
             weight=settings.weight,
@@ -291,7 +385,7 @@ class MGCT:
         )
 
     def observe(self, loss: float, steps: int) -> None:
-        """Take note of the mean loss of the last ``steps`` steps."""
+        """Take note of the mean multimodal loss of the last ``steps`` steps."""
         keep = (1 - 1 / self.transfer.average_steps) ** steps
         self.average = loss if self.average is None else keep * self.average + (1 - keep) * loss
 

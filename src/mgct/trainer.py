@@ -149,10 +149,10 @@ class Trainer:
             unet.compile()
         self.unet, self.model = self.layout.place(unet.train())
         self.ema = frozen_copy(self.unet).eval()
-        self.extra: nn.Module = getattr(objective, "extra", nn.Module()).to(self.device)
+        self.learned = objective.learned.to(self.device)
         self.parameters = {
             **dict(self.unet.named_parameters()),
-            **{f"extra.{name}": value for name, value in self.extra.named_parameters()},
+            **{f"learned.{name}": value for name, value in self.learned.named_parameters()},
         }
         self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, fused=True)
         self.guard = StepGuard(self.parameters, settings.max_grad_norm, settings.max_loss_rise, self.layout)
@@ -164,8 +164,8 @@ class Trainer:
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups: plain and sharded tensors may not share one."""
         groups = [{"params": list(self.unet.parameters()), "weight_decay": self.settings.weight_decay}]
-        extra = list(self.extra.parameters())
-        return [*groups, {"params": extra, "weight_decay": 0.0}] if extra else groups
+        learned = list(self.learned.parameters())
+        return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
 
     def fit(self) -> None:
         """Train until ``settings.steps``, or until Ctrl-C or SIGTERM, and leave a checkpoint and an exported model.
@@ -225,7 +225,7 @@ class Trainer:
             for name, value in self._log_values(result).items():
                 total = values.get(name, (torch.zeros((), device=self.device),) * 2)
                 values[name] = (total[0] + value[0], total[1] + value[1])
-        self._average_extra_gradients()
+        self._average_learned_gradients()
         self._look()
         norm, bad = self.guard.check(self.step, values["loss"][0] / count, batch.keys, before)
         rate = settings.learning_rate * min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
@@ -259,11 +259,10 @@ class Trainer:
         count = torch.tensor(float(len(result.loss)), device=self.device)
         named = {"loss": result.loss, **result.logs}
         values = {name: (value.detach().sum(), count) for name, value in named.items()}
-        timestep = getattr(result, "timestep", None)
-        if self.watch.noise_bands and timestep is not None:
+        if self.watch.noise_bands and result.timestep is not None:
             parts = {name: result.logs[name] for name in ("loss_mm_video", "loss_mm_audio")}
             total = self.objective.schedule.num_timesteps
-            values.update(band_means(timestep, parts, self.watch.noise_bands, total))
+            values.update(band_means(result.timestep, parts, self.watch.noise_bands, total))
         return values
 
     def _gradients_by_part(self, batch: ClipBatch, shift: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -282,16 +281,16 @@ class Trainer:
                 continue
             # zero times the rest: every parameter has a gradient, as DDP wants it
             self.accelerator.backward(result.logs[name].mean() + 0 * result.loss.mean())
-            self._average_extra_gradients()
+            self._average_learned_gradients()
             norms[f"grad_{name.removeprefix('loss_')}"] = torch.linalg.vector_norm(self.guard.gradient_norms())
             self.optimizer.zero_grad(set_to_none=True)
         if "grad_mm" in norms and "grad_cm" in norms:
             norms["grad_cm_over_mm"] = norms["grad_cm"] / norms["grad_mm"]
         return {name: (norm, torch.ones_like(norm)) for name, norm in norms.items()}
 
-    def _average_extra_gradients(self) -> None:
+    def _average_learned_gradients(self) -> None:
         """The gradients of the objective's own parameters, which lie whole in every process."""
-        for parameter in self.extra.parameters():
+        for parameter in self.learned.parameters():
             if parameter.grad is not None:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
@@ -299,7 +298,7 @@ class Trainer:
         """Write one row of means since the last row, and let the objective see the loss."""
         self._look()
         means, steps = self.means.means(self.layout.sum), self.means.steps
-        self.objective.observe(means["loss"], steps)
+        self.objective.observe(means["loss_mm"], steps)
         self.means = RunningMeans()
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "stage": self.objective.stage, **means, "loss_average": self.objective.average}
@@ -332,10 +331,10 @@ class Trainer:
             return
         self._look()
         transfer = self.objective.transfer
-        if getattr(transfer, "weights", "live") == "ema":
+        if transfer.weights == "ema":
             with torch.no_grad():
                 torch._foreach_copy_(list(self.unet.parameters()), list(self.ema.parameters()))
-        if not getattr(transfer, "keep_optimizer", True):
+        if not transfer.keep_optimizer:
             self.optimizer.state.clear()
         self.objective.start_stage_2(self.unet, self.step)
         self._compile_copies()
@@ -370,7 +369,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of everything, and export the averaged network."""
         self._look()
-        networks = {"model": self.unet, "ema": self.ema, **self.objective.networks(), "extra": self.extra}
+        networks = {"model": self.unet, "ema": self.ema, **self.objective.networks(), "learned": self.learned}
         parts = {name: self.layout.whole(network.state_dict()) for name, network in networks.items()}
         parts["optimizer"] = self.layout.whole(optimizer_tensors(self.optimizer, self.parameters))
         state = {
@@ -396,8 +395,8 @@ class Trainer:
         parameters = dict(self.unet.named_parameters())
         self.unet.load_state_dict(placed_like(checkpoint.tensors("model"), parameters))
         self.ema.load_state_dict(placed_like(checkpoint.tensors("ema"), parameters))
-        if checkpoint.has("extra"):
-            self.extra.load_state_dict(checkpoint.tensors("extra"))
+        if checkpoint.has("learned"):
+            self.learned.load_state_dict(checkpoint.tensors("learned"))
         if checkpoint.has("optimizer"):
             self._load_optimizer(checkpoint.tensors("optimizer"))
         state = checkpoint.state

@@ -22,12 +22,12 @@ from mgct.layout import make_accelerator
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.pipeline import AVPipeline
-from mgct.stages import MGCT, Consistency, Transfer
+from mgct.stages import MGCT, Balance, Consistency, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
-RECOMMENDED: dict[int, dict[str, Sequence[int]]] = {
+RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
     1: {"ddpm": [100, 1000], "ddim": [25, 1000], "dpm-solver": [12, 50], "dpm-solver++": [8, 50], "unipc": [8, 50]},
     2: {
         "ddpm": [100, 1000],
@@ -37,8 +37,16 @@ RECOMMENDED: dict[int, dict[str, Sequence[int]]] = {
         "unipc": [4, 50],
         "consistency": [1, 8],
     },
+    "map": {
+        "map": [1, 20],
+        "ddpm": [100, 1000],
+        "ddim": [25, 1000],
+        "dpm-solver": [12, 50],
+        "dpm-solver++": [8, 50],
+        "unipc": [8, 50],
+    },
 }
-"""Samplers and network calls that a model of each stage is meant for."""
+"""Samplers and network calls that a model of each stage is meant for; ``map``: stage 2 with a `FlowMap`."""
 
 
 def train(
@@ -49,6 +57,7 @@ def train(
     train: TrainSettings = TrainSettings(),
     transfer: Transfer = Transfer(),
     consistency: Consistency = Consistency(),
+    balance: Balance = OwnElements(),
     monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
@@ -68,6 +77,7 @@ def train(
         train: how the run is trained.
         transfer: when stage 2 starts.
         consistency: what stage 2 adds.
+        balance: how the losses of picture and sound are weighed.
         monitor: what is watched while it trains.
         init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
         resume: go on from the newest checkpoint in the run folder.
@@ -90,7 +100,9 @@ def train(
     unet = MultimodalUNet(**model)
     if init and checkpoint is None:
         _load_weights(unet, init)
-    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency)
+    if consistency.jump.needs_target_time and not unet.config["target_time"]:
+        raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
+    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance)
 
     def loader(step: int) -> Iterable[ClipBatch]:
         return make_loader(
@@ -106,7 +118,8 @@ def train(
 
     def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
         folder = out / name
-        pipe = AVPipeline(network, clip, RECOMMENDED[objective.stage])
+        kind = objective.stage if objective.stage == 1 or not consistency.jump.needs_target_time else "map"
+        pipe = AVPipeline(network, clip, RECOMMENDED[kind])
         _replace_folder(pipe, folder, {"step": step, "stage": objective.stage})
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
