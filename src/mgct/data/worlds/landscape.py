@@ -235,15 +235,16 @@ def _fire(view: View) -> Scene:
     count = view.event_count(0.09)
     slot_s = view.factor("crackle_slot_s", 0.09, 0.2)
     onset_s = hits(draws, "crackle", slot_s, count, 0.95)
-    power = draws.uniform("crackle/power", count) ** 3 * 0.9 + 0.1
+    # Many are small; now and then a log bursts, and the whole fire flares up.
+    power = draws.uniform("crackle/power", count) ** 6 * 1.2 + 0.06
     width = view.factor("fire_width", 0.35, 0.8)
     height = view.factor("fire_height", 0.9, 1.5)
     centre = draws.uniform("centre", low=-0.3, high=0.3)
     floor = draws.uniform("floor", low=0.45, high=0.75)
 
     flicker = Curve(draws, "flicker", 32, 2)(canvas.time_s * 0.2 * 4)
-    burst = (power[:, None] * torch.exp(-view.age(onset_s).clamp(min=0) * 14) * (view.age(onset_s) > -0.05)).sum(2)
-    level = 0.55 + 0.75 * flicker + 0.3 * burst.clamp(max=1.5)
+    burst = (power[:, None] * torch.exp(-view.age(onset_s).clamp(min=0) * 9) * (view.age(onset_s) > -0.05)).sum(2)
+    level = 0.6 + 0.6 * flicker + 0.8 * burst.clamp(max=1.3)
 
     texture = Texture(canvas, "flame", 4, 4, extent=1.0, channels=2, roughness=0.6)
     qx = (view.u - per_frame(centre)) / per_frame(width)
@@ -290,7 +291,7 @@ def _fire(view: View) -> Scene:
 
     click_hz = torch.exp(draws.uniform("click_hz", count, low=math.log(350.0), high=math.log(2600.0)))
     fade_s = draws.uniform("click_s", count, low=0.002, high=0.009)
-    snap = tape.envelope(onset_s, power, 0.0005, 0.006) * tape.band_noise("snap", 300.0, 6000.0) * 0.75
+    snap = tape.envelope(onset_s, power, 0.0005, 0.012) * tape.band_noise("snap", 300.0, 6000.0) * 0.75
     clicks = tape.chirps(onset_s, power * 0.7, click_hz, -6.0, fade_s, 0.06)
     breath = Curve(draws, "flicker", 32, 2)(tape.time_s * 0.8)
     roar = tape.band_noise("roar", 45.0, 380.0, 0.6) * (0.03 + 0.11 * breath) * height[:, None]
@@ -639,11 +640,14 @@ def _thunder(view: View) -> Scene:
 
 def _underwater(view: View) -> Scene:
     canvas, tape, draws = view.canvas, view.tape, view.draws
-    count = view.event_count(0.055) + 8
-    slot_s = view.factor("bubble_slot_s", 0.055, 0.13)
-    # Bubbles rise for about a second: some were released before the clip began.
-    onset_s = hits(draws, "bubble", slot_s, count, 0.95) - 7 * slot_s[:, None]
-    size = draws.uniform("bubble/size", count, low=0.0, high=1.0) ** 2
+    # Air comes in gulps of a few bubbles, each gulp with a puff of fine ones. They rise for about a second: some were
+    # released before the clip began.
+    count, each = view.event_count(0.32) + 3, 5
+    slot_s = view.factor("gulp_slot_s", 0.32, 0.6)
+    gulp_s = hits(draws, "gulp", slot_s, count, 0.6) - 3 * slot_s[:, None]
+    power = draws.uniform("gulp/power", count, low=0.5, high=1.0)
+    onset_s = (gulp_s[..., None] + draws.uniform("bubble", count, each) * 0.09).flatten(1)
+    size = (draws.uniform("bubble/size", count, each) ** 1.5 * power[..., None]).flatten(1)
     radius = 0.025 + 0.085 * size
     source = view.factor("source_x", -0.5, 0.5)
     a = view.age(onset_s)
@@ -671,11 +675,12 @@ def _underwater(view: View) -> Scene:
 
     speed = (0.75 + 0.5 * (1 - size))[:, None]
     wobble = torch.sin(
-        a * (9 + 6 * draws.uniform("bubble/rate", count))[:, None] + draws.uniform("bubble/phase", count)[:, None] * TAU
+        a * (9 + 6 * draws.uniform("bubble/rate", count * each))[:, None]
+        + draws.uniform("bubble/phase", count * each)[:, None] * TAU
     )
-    spread = draws.uniform("bubble/way", count, low=-0.28, high=0.28)[:, None]
+    spread = draws.uniform("bubble/way", count * each, low=-0.28, high=0.28)[:, None]
     x = source[:, None, None] + spread * (0.25 + a.clamp(min=0)) + 0.035 * wobble
-    y = 0.72 - speed * a.clamp(min=0) - 0.35 * a.clamp(min=0).square()
+    y = 0.72 - 0.12 * (1 - torch.exp(-a.clamp(min=0) * 14)) - speed * a.clamp(min=0) - 0.3 * a.clamp(min=0).square()
     shown = (a > -0.03).float()
     grown = radius[:, None] * (0.55 + 0.45 * smoothstep(0.0, 0.09, a)) * (1 + 0.25 * a.clamp(0, 2))
     fresh = 1 + 1.2 * torch.exp(-a.clamp(min=0) * 9)
@@ -683,6 +688,12 @@ def _underwater(view: View) -> Scene:
     rim = splat(canvas, x, y, grown * 1.15, shown * 0.8 * fresh, 0.2, rim=0.35)
     spark = splat(canvas, x - 0.35 * grown, y - 0.4 * grown, grown * 0.45, shown * 1.1, 0.09)
     picture = picture + (rim * 0.55 + body * 0.3).unsqueeze(2) * as_picture(top * 0.6 + 0.3) + spark.unsqueeze(2) * 0.8
+
+    puffed = view.age(gulp_s)
+    still = torch.exp(-puffed.clamp(min=0) * 9) * (puffed > -0.03)
+    reach = 0.45 * power[:, None]
+    puff = splat(canvas, source[:, None, None], 0.68 - 0.5 * puffed, reach, still * power[:, None], 0.45)
+    picture = blend(picture, as_picture(top * light * 0.5 + 0.45), puff.clamp(max=1) * (0.75 + 0.5 * web))
 
     # Minnaert: the pitch of a bubble goes as 1 / radius; it rises a little as the bubble comes loose.
     pitch_hz = 26.0 / radius * draws.uniform("pitch", 1, low=0.9, high=1.15)
@@ -692,7 +703,7 @@ def _underwater(view: View) -> Scene:
         + tape.chirps(onset_s + 0.03, loud * 0.4, pitch_hz * 1.35, 6.0, 0.012 + 0.02 * size, 0.2)
         + tape.band_noise("sea", 35.0, 160.0, 0.8) * 0.07
     )
-    return Scene(picture, signal, onset_s.masked_fill(size < 0.3, -1.0), view.factors)
+    return Scene(picture, signal, gulp_s, view.factors)
 
 
 def _waterfall(view: View) -> Scene:
@@ -912,7 +923,7 @@ class Landscape(World):
         "splash_slot_s",
         "step_slot_s",
         "mud_level",
-        "bubble_slot_s",
+        "gulp_slot_s",
         "source_x",
         "surge_slot_s",
         "flow",
