@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgct import cli
+from mgct import ClipSpec, cli
+from mgct.errors import UserError
 from mgct.unet import MultimodalUNet
 from tests.test_trainer import write_config
 
@@ -119,6 +120,22 @@ def test_a_yes_or_no_option_needs_no_value():
     assert cli.complete_flags(function, ["a", "--strict"]) == ["a", "--strict=true"]
     assert cli.complete_flags(function, ["--strict", "--num", "1", "a"]) == ["--strict=true", "--num", "1", "a"]
     assert cli.complete_flags(function, ["--strict", "false"]) == ["--strict", "false"]
+
+
+@pytest.mark.parametrize("annotation", [ClipSpec, ClipSpec | None])
+def test_a_dataclass_is_given_by_a_file_and_its_parts_win(tmp_path, annotation):
+    given = []
+
+    def function(clip=ClipSpec()):
+        given.append(clip)
+
+    function.__annotations__ = {"clip": annotation, "return": None}
+    path = tmp_path / "clip.yaml"
+    path.write_text("frames: 4\nsize: 32\n")
+    cli.call(function, "mgct test", ["--clip", str(path), "--clip.frames", "6"])
+    assert given == [ClipSpec(frames=6, size=32)]
+    with pytest.raises(UserError, match="missing"):
+        cli.call(function, "mgct test", ["--clip", str(tmp_path / "missing.yaml")])
 
 
 def readme_commands() -> list[str]:

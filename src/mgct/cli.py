@@ -135,7 +135,14 @@ def make_parser(function: Callable[..., Any], prog: str) -> Any:
     parser = ArgumentParser(prog=prog, description=summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
     skip: set[str | int] = {*classes, "config_yaml"}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip, fail_untyped=True)
+    parser.add_function_arguments(
+        function,
+        as_group=False,
+        as_positional=True,
+        skip=skip,
+        fail_untyped=True,
+        sub_configs=True,  # --clip FILE, also where it may be None
+    )
     for name, class_type in classes.items():
         parser.add_class_arguments(class_type, name, instantiate=False, fail_untyped=False)
     return parser
