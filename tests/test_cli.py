@@ -93,6 +93,36 @@ def test_every_clip_config_is_the_clip_of_its_model(path):
     assert yaml.safe_load(path.read_text()) == yaml.safe_load((ROOT / "configs" / path.name).read_text())["clip"]
 
 
+@pytest.mark.parametrize(("world", "ratio"), [("landscape", 0.5), ("aist", 0.7)])
+def test_the_paper_s_configs_are_the_paper_s(world, ratio):
+    from mgct.commands.train import train
+    from mgct.stages import Consistency, LossRatio, UniformGrid
+
+    parser = cli.make_parser(train, "mgct train")
+    options = parser.instantiate(parser.parse_args([f"--config={ROOT}/configs/mgct-paper-{world}.yaml", "--data=x"]))
+    assert options.consistency == Consistency(ratio=LossRatio(ratio), grid=UniformGrid(50))
+    unet = MultimodalUNet(**options.model.as_dict())
+    assert unet.num_parameters() == 133_675_524
+
+
+def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
+    from mgct.commands.train import train
+    from mgct.losses import FlowMap
+
+    parser = cli.make_parser(train, "mgct train")
+    files = [f"--config={ROOT}/configs/{name}.yaml" for name in ("small", "mgct-map")]
+    options = parser.instantiate(parser.parse_args([*files, "--data=x"]))
+    assert options.consistency.jump == FlowMap()
+    assert options.model.target_time
+    assert (
+        options.model.model_channels
+        == yaml.safe_load((ROOT / "configs/small.yaml").read_text())["model"]["model_channels"]
+    )
+    arguments = [f"--config={ROOT}/configs/micro.yaml", "--data=world:landscape", f"--out={tmp_path}"]
+    status, _, err = run(capsys, "train", *arguments, "--consistency.jump=FlowMap")
+    assert (status, "needs --model.target_time true" in err) == (2, True)
+
+
 def test_an_objective_is_chosen_in_the_yaml(tmp_path):
     from mgct.commands.train import train
     from mgct.losses import PseudoHuber

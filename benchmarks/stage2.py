@@ -1,0 +1,438 @@
+"""Which second stage is worth its compute: MM-Diffusion continued against MGCT's variants, from one checkpoint.
+
+    python benchmarks/stage2.py toy                       # 4-D data whose distribution is known: about a minute
+    python benchmarks/stage2.py toy --seeds 3 --steps 8000 --variants all
+    python benchmarks/stage2.py micro runs/stage2         # the micro network on a world: under an hour on two cores
+    python benchmarks/stage2.py report RESULTS.jsonl …    # the tables, from what the others wrote
+
+Every variant goes on from the same stage 1 and has the same compute: network evaluations × size, a backward pass
+counted as two. So a variant whose step costs more takes fewer steps. ``mm-diffusion`` goes on with the multimodal loss
+alone. The network that is measured is the running average.
+
+Toy: eight coupled modes in 2 + 2 dimensions and an MLP. Error: energy distance × 1000 between samples and data.
+Micro: ``configs/micro.yaml`` through `mgct train`; FVD-compact and FAD-compact against clips never trained on.
+
+Both write a line of JSON per measurement, so that a stopped study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from mgct import samplers
+from mgct.noise import NoiseSchedule
+from mgct.samplers import Point
+from mgct.stages import MGCT, Consistency, Transfer, average_into
+from mgct.types import AVSample
+
+ROOT = Path(__file__).resolve().parent.parent
+CALLS = (1, 2, 4, 8, 12, 20)
+SCHEDULE = NoiseSchedule()
+
+_MAP: dict[str, Any] = {
+    "jump": "FlowMap",
+    "grid": "LogSnrGrid",
+    "weight": "InverseReach",
+    "ratio": {"value": 0.8},
+}
+_END: dict[str, Any] = {"ratio": {"value": 0.5}, "weight": "NoiseUnits"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mm-diffusion": {},
+    "mgct-paper-w0.5": {"ratio": {"value": 0.5}},
+    "mgct-paper-w0.7": {"ratio": {"value": 0.7}},
+    "mgct-eps": _END,
+    "mgct-map": _MAP,
+    "eps-data": {**_END, "direction": "DataDirection"},
+    "eps-teacher": {**_END, "direction": "TeacherDirection"},
+    "eps-huber": {**_END, "distance": "PseudoHuber"},
+    "eps-gap": {**_END, "weight": "InverseGap"},
+    "eps-growing": {**_END, "grid": {"class_path": "UniformGrid", "init_args": {"growth_steps": 2000}}},
+    "map-unit": {**_MAP, "weight": "UnitWeight"},
+    "map-eps": {**_MAP, "weight": "NoiseUnits"},
+    "map-uniform-t": {**_MAP, "grid": "UniformGrid"},
+    "map-n20": {**_MAP, "grid": {"class_path": "LogSnrGrid", "init_args": {"num_points": 20}}},
+    "map-n200": {**_MAP, "grid": {"class_path": "LogSnrGrid", "init_args": {"num_points": 200}}},
+    "map-clean": {**_MAP, "jump": {"class_path": "FlowMap", "init_args": {"clean": 1.0}}},
+    "map-half-clean": {**_MAP, "jump": {"class_path": "FlowMap", "init_args": {"clean": 0.5}}},
+    "map-w0.5": {**_MAP, "ratio": {"value": 0.5}},
+    "map-data": {**_MAP, "direction": "DataDirection"},
+    "map-teacher": {**_MAP, "direction": "TeacherDirection"},
+    "map-huber": {**_MAP, "distance": "PseudoHuber"},
+    "map-share0.5": {**_MAP, "share": 0.5},
+    "map-share0.25": {**_MAP, "share": 0.25},
+    "map-decay0": {**_MAP, "decay": {"value": 0.0}},
+    "map-decay0.99": {**_MAP, "decay": {"value": 0.99}},
+}
+"""Name → settings of `mgct.stages.Consistency`, as in the YAML files; none: no second stage."""
+MAIN = ("mm-diffusion", "mgct-paper-w0.5", "mgct-eps", "mgct-map")
+
+
+def consistency_of(variant: str) -> Consistency:
+    """The settings as `mgct train` would read them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Consistency, "consistency")
+    found: Consistency = parser.instantiate(parser.parse_object({"consistency": VARIANTS[variant]})).consistency
+    return found
+
+
+def jumps(variant: str) -> bool:
+    """Whether the variant's network has a second time input."""
+    return VARIANTS[variant].get("jump") is not None
+
+
+def cost(variant: str) -> float:
+    """Network evaluations per clip of a step: forward 1, backward 2; θ⁻ 1; φ 1 unless it is the data."""
+    if not VARIANTS[variant]:
+        return 3.0
+    settings = consistency_of(variant)
+    predicted = type(settings.direction).__name__ != "DataDirection"
+    return 3.0 + settings.share * (4.0 + predicted)
+
+
+def named_runs(variant: str) -> list[str]:
+    """The samplers that a variant's network is measured with."""
+    names = ["dpm-solver", "dpm-solver++", "unipc"]
+    if VARIANTS[variant]:
+        names.append("map" if jumps(variant) else "consistency")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------- the toy
+
+SHAPES = AVSample(video=(1, 1, 1, 2), audio=(1, 2))
+TOY_BATCH = 256
+
+
+def eight_modes(count: int, generator: torch.Generator) -> AVSample:
+    """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
+    angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
+    centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
+    return samplers.unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
+
+
+class MLP(nn.Module):
+    """ε_θ on these clips, called as `MultimodalUNet`, with its second time input through a layer that begins at 0."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.frequencies = torch.exp(-math.log(1e4) * torch.arange(32) / 32)
+        widths = [4 + 64, width, width, width]
+        self.first = nn.Linear(widths[0], width)
+        self.goal = nn.Linear(64, width, bias=False)
+        nn.init.zeros_(self.goal.weight)
+        hidden = [layer for a, b in pairwise(widths[1:]) for layer in (nn.SiLU(), nn.Linear(a, b))]
+        self.rest = nn.Sequential(*hidden, nn.SiLU(), nn.Linear(width, 4))
+
+    def features(self, time: Tensor, count: int) -> Tensor:
+        """Sinusoids (B, 64)."""
+        phase = time.float().expand(count)[:, None] * self.frequencies
+        return torch.cat([phase.cos(), phase.sin()], 1)
+
+    def forward(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        window_shift: object = None,  # noqa: ARG002
+        target_timestep: Tensor | None = None,
+    ) -> AVSample:
+        """Predicted noise."""
+        x = samplers.pack(AVSample(video=video, audio=audio)).float()
+        own = self.features(timestep, len(x))
+        h = self.first(torch.cat([x, own], 1))
+        if target_timestep is not None:
+            h = h + self.goal(self.features(target_timestep, len(x)) - own)
+        return samplers.unpack(self.rest(h), SHAPES)
+
+
+class BatchRandom:
+    """`mgct.noise.ClipRandom` from one generator: clips need no seeds of their own here."""
+
+    def __init__(self, generator: torch.Generator, count: int) -> None:
+        self.generator, self.count = generator, count
+
+    def first(self, count: int) -> BatchRandom:
+        """For the first clips."""
+        return BatchRandom(self.generator, count)
+
+    def uniform(self, name: str) -> Tensor:  # noqa: ARG002
+        """(B,) in [0, 1)."""
+        return torch.rand(self.count, generator=self.generator, dtype=torch.float64)
+
+    def integers(self, name: str, count: int) -> Tensor:
+        """(B,) on 0 … count-1."""
+        return (self.uniform(name) * count).long()
+
+    def normal(self, name: str, shape: Iterable[int]) -> Tensor:  # noqa: ARG002
+        """(B, *shape) noise."""
+        return torch.randn(self.count, *shape, generator=self.generator)
+
+
+def train_toy(model: nn.Module, objective: MGCT, steps: int, seed: int, rate: Callable[[float], float]) -> nn.Module:
+    """Steps of AdamW; the learning rate as a function of the part done. The running average of the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    average = copy.deepcopy(model)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = rate(step / steps)
+        clips = eight_modes(TOY_BATCH, generator)
+        random: Any = BatchRandom(generator, TOY_BATCH)
+        optimiser.zero_grad()
+        objective.loss(model, clips, random).loss.mean().backward()
+        optimiser.step()
+        average_into(average, model, min(0.999, (1 + step) / (10 + step)))
+        objective.after_step(model)
+    return average
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'|."""
+    between, inside_x, inside_y = (torch.cdist(a, b).mean().item() for a, b in ((x, y), (x, x), (y, y)))
+    return 2 * between - inside_x - inside_y
+
+
+@torch.no_grad()
+def measure_toy(network: nn.Module, name: str, calls: int, seed: int, count: int = 4096) -> float:
+    """Energy distance × 1000 of what a sampler makes, against as many draws of the data."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    real = samplers.pack(eight_modes(count, generator))
+    start = torch.randn(count, 4, generator=generator)
+
+    def predict(x: Tensor, point: Point) -> Tensor:
+        clips = samplers.unpack(x, SHAPES)
+        goal = None if point.goal is None else torch.tensor([point.goal])
+        return samplers.pack(network(clips.video, clips.audio, torch.tensor([point.timestep]), target_timestep=goal))
+
+    def draw(_: int) -> Tensor:
+        return torch.randn(count, 4, generator=generator)
+
+    made = samplers.SAMPLERS[name].run(predict, start, SCHEDULE, calls, draw)
+    return 1000 * energy_distance(made, real)
+
+
+def toy(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]) -> None:
+    """Every variant on the toy."""
+    torch.set_num_threads(options.threads)
+    for seed in range(options.seeds):
+        wanted = [name for name in options.variants if ("toy", name, seed) not in known]
+        if not wanted:
+            continue
+        torch.manual_seed(seed)
+        start = MLP()
+        stage_1 = MGCT(SCHEDULE, Transfer(), Consistency())
+        average = train_toy(start, stage_1, options.steps, seed, lambda part: 1e-3 * min(1.0, 4 * (1 - part)))
+        for name in wanted:
+            began = time.perf_counter()
+            model = copy.deepcopy(average)
+            objective = stage_1
+            if VARIANTS[name]:
+                objective = MGCT(SCHEDULE, Transfer(max_steps=0), consistency_of(name))
+                objective.start_stage_2(model, 0)
+            steps = round(options.steps * 3 / cost(name))
+            network = train_toy(model, objective, steps, seed + 100, lambda part: 1e-3 * min(1.0, 2 * (1 - part)))
+            for sampler in named_runs(name):
+                for calls in CALLS:
+                    if calls <= samplers.SAMPLERS[sampler].max_steps:
+                        record(
+                            {
+                                "study": "toy",
+                                "variant": name,
+                                "seed": seed,
+                                "sampler": sampler,
+                                "calls": calls,
+                                "energy": measure_toy(network, sampler, calls, seed),
+                            }
+                        )
+            print(f"seed {seed}, {name}: {steps} steps, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- micro
+
+
+def run_training(folder: Path, config: dict[str, Any], arguments: list[str]) -> None:
+    """`mgct train` with a configuration of our own; a run that was stopped goes on, one that is done is left."""
+    if (folder / "done").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    resume = ["--resume"] if any((folder / "checkpoints").glob("step-*")) else []
+    if resume:
+        arguments = [word for word in arguments if not word.startswith("--init")]
+    command = [sys.executable, "-m", "mgct.cli", "train", f"--config={file}", f"--out={folder}", *arguments, *resume]
+    subprocess.run(command, check=True)
+    (folder / "done").touch()
+
+
+def micro_config(options: argparse.Namespace, variant: str | None, seed: int) -> dict[str, Any]:
+    """`configs/micro.yaml` with a variant's second stage, or with none."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
+    config["data"] = f"world:{options.world}"
+    config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
+    config["train"].update(seed=seed, checkpoint_every=500, learning_rate=options.learning_rate)
+    config["transfer"] = {"delta": None, "max_steps": None}
+    config.pop("consistency")
+    batch = config["train"]["batch_size"]
+    if variant is None:
+        config["train"]["steps"] = round(options.stage_1_clips / batch)
+        return config
+    config["train"]["steps"] = round(options.stage_2_clips / batch * 3 / cost(variant))
+    if VARIANTS[variant]:
+        config["consistency"] = VARIANTS[variant]
+        config["transfer"] = {"max_steps": 0}
+    if jumps(variant):
+        config["model"]["target_time"] = True
+    return config
+
+
+def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]) -> None:
+    """Every variant on a world at micro size, from one stage 1."""
+    from mgct import AVPipeline, ClipSpec
+    from mgct.metrics.evaluate import RunningMetric
+    from mgct.metrics.sources import open_source
+
+    out: Path = options.out
+    stage_1 = out / options.world / "stage-1"
+    run_training(stage_1, micro_config(options, None, 0), [])
+    clip = ClipSpec(**micro_config(options, None, 0)["clip"])
+    metric: RunningMetric | None = None
+    for seed in range(options.seeds):
+        for variant in options.variants:
+            folder = out / options.world / f"{variant}-{seed}"
+            run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
+            pipe: Any = AVPipeline.from_pretrained(folder / "model")
+            for sampler in named_runs(variant):
+                for calls in options.calls:
+                    if calls > samplers.SAMPLERS[sampler].max_steps:
+                        continue
+                    if (options.world, variant, seed, sampler, calls) in known:
+                        continue
+                    if metric is None:
+                        real = open_source(f"world:{options.world}:{options.real}", clip, "test")
+                        metric = RunningMetric(real, "compact", options.real)
+                        metric.num = options.num
+                    clips = pipe(
+                        num_clips=options.num,
+                        steps=calls,
+                        sampler=sampler,
+                        seed=seed,
+                        batch_size=32,
+                        progress=False,
+                    )
+                    record(
+                        {
+                            "study": options.world,
+                            "variant": variant,
+                            "seed": seed,
+                            "sampler": sampler,
+                            "calls": calls,
+                            **metric(clips, clip),
+                        }
+                    )
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {statistics.stdev(values):.2g}"
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """A table per study and metric: variants and samplers down, network calls across."""
+    found: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for row in rows:
+        for metric in ("energy", "FVD-compact", "FAD-compact"):
+            if metric in row:
+                found[row["study"], metric][row["variant"], row["sampler"]][row["calls"]].append(row[metric])
+    lines = []
+    for (study, metric), table in found.items():
+        lines += ["", f"| {study}: {metric} | sampler | " + " | ".join(map(str, CALLS)) + " |"]
+        lines.append("|---|---|" + "---|" * len(CALLS))
+        order = {name: index for index, name in enumerate(VARIANTS)}
+        for (variant, sampler), by_calls in sorted(table.items(), key=lambda item: (order[item[0][0]], item[0][1])):
+            cells = [cell(by_calls[calls]) if calls in by_calls else "" for calls in CALLS]
+            lines.append(f"| {variant} | {sampler} | " + " | ".join(cells) + " |")
+    return "\n".join(lines[1:])
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("toy", "micro"):
+        command = commands.add_parser(name)
+        if name == "micro":
+            command.add_argument("out", type=Path, help="folder of the runs")
+        command.add_argument("--variants", nargs="+", default=list(MAIN), choices=[*VARIANTS, "all"])
+        command.add_argument("--seeds", type=int, default=1 if name == "toy" else 3)
+        command.add_argument("--json", type=Path, help="file of results, added to")
+    toy_command, micro_command = (commands.choices[name] for name in ("toy", "micro"))
+    toy_command.add_argument("--steps", type=int, default=4000, help="stage 1, and as much compute again")
+    toy_command.add_argument("--threads", type=int, default=1)
+    micro_command.add_argument("--world", default="landscape")
+    micro_command.add_argument("--stage_1_clips", type=int, default=48_000)
+    micro_command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
+    micro_command.add_argument("--learning_rate", type=float, default=1e-3)
+    micro_command.add_argument("--num", type=int, default=256, help="clips that are made")
+    micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
+    micro_command.add_argument("--calls", type=int, nargs="+", default=list(CALLS))
+    commands.add_parser("report").add_argument("results", type=Path, nargs="+")
+    options = parser.parse_args()
+    if options.command != "report" and "all" in options.variants:
+        options.variants = list(VARIANTS)
+    return options
+
+
+def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The measurements in some files."""
+    return [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
+
+
+def main() -> None:
+    """Run a study and print its tables."""
+    options = parse()
+    if options.command == "report":
+        print(tables(read_rows(options.results)))
+        return
+    file = options.json or (options.out / "results.jsonl" if options.command == "micro" else None)
+    rows = read_rows([file] if file else [])
+    known: set[tuple[Any, ...]] = {(r["study"], r["variant"], r["seed"]) for r in rows if r["study"] == "toy"}
+    known |= {(r["study"], r["variant"], r["seed"], r["sampler"], r["calls"]) for r in rows}
+
+    def record(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+    (toy if options.command == "toy" else micro)(options, record, known)
+    print(tables(rows))
+
+
+if __name__ == "__main__":
+    main()
