@@ -1,5 +1,6 @@
 """The page without a browser: jobs, uploads, what visitors make, who may come in, and the API through its client."""
 
+import io
 import itertools
 import json
 import math
@@ -16,8 +17,10 @@ from mgct import AVPipeline, AVSample, ClipSpec, MultimodalUNet, cli
 from mgct.app.decode import DecodeLimits, decode
 from mgct.app.jobs import Cancelled, Job
 from mgct.app.models import find_models, find_runs
+from mgct.app.pictures import animation_webp, spectrogram_figure
+from mgct.app.records import Limits, Settings
 from mgct.app.server import check_access, is_loopback
-from mgct.app.studio import Limits, Settings, Studio, spectrogram_figure
+from mgct.app.studio import Studio
 from mgct.app.training import cards_markdown, facts_markdown, loss_png, stamp
 from mgct.data.media import probe, read_clip, write_mp4
 from mgct.errors import UserError
@@ -161,21 +164,21 @@ def test_models_and_runs_are_found_by_name(pipe, tmp_path):
 def test_a_saved_model_is_read_again_when_it_changes_and_a_run_s_model_counts_once_saved(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "first")
     studio = Studio({"first": tmp_path / "first"}, {"later": tmp_path / "later"})
-    assert studio.clip("first") == CLIP
-    loaded = studio.pipeline("first")
-    assert studio.pipeline("first") is loaded
+    assert studio.models.clip("first") == CLIP
+    loaded = studio.models.pipeline("first")
+    assert studio.models.pipeline("first") is loaded
     index = tmp_path / "first" / "model_index.json"
     index.write_text(index.read_text())
-    assert studio.pipeline("first") is not loaded
-    assert not studio.has_model("later")
+    assert studio.models.pipeline("first") is not loaded
+    assert not studio.models.has("later")
     pipe.save_pretrained(tmp_path / "later" / "model")
-    assert studio.has_model("later")
+    assert studio.models.has("later")
     with pytest.raises(UserError, match="no model 'other'"):
-        studio.pipeline("other")
+        studio.models.pipeline("other")
 
 
 def test_the_model_s_own_samplers_come_first_with_their_steps(studio):
-    choices = studio.choices("tiny")
+    choices = studio.models.choices("tiny")
     assert [choice.name for choice in choices[:3]] == ["dpm-solver++", "consistency", "ddim"]
     assert [choice.recommended for choice in choices] == [True] * 3 + [False] * (len(choices) - 3)
     assert (choices[0].low, choices[0].high, choices[0].default) == (4, 50, 12)
@@ -370,6 +373,30 @@ def test_a_refused_upload_is_removed_too(studio, tmp_path):
     assert not upload.exists()
 
 
+def test_an_upload_can_be_used_again_as_it_was_though_its_file_is_gone(studio, videos, tmp_path):
+    upload = tmp_path / "upload.mp4"
+    upload.write_bytes((videos / "good.mp4").read_bytes())
+    settings = Settings("tiny", "dpm-solver++", 4)
+    first = last(studio.from_upload("me", settings, 1, upload, "sound")).made[0]
+    assert not upload.exists()
+    second = last(studio.from_upload("me", replace(settings, seed=1), 1, upload, "sound")).made[0]
+    assert torch.equal(first.clip.audio, second.clip.audio)
+    assert not torch.equal(first.clip.video, second.clip.video)
+    for session, start_s in (("me", 0.5), ("you", 0.0)):  # another part of it, another visitor
+        with pytest.raises(UserError, match="choose the file again"):
+            list(studio.from_upload(session, settings, 1, upload, "sound", start_s=start_s))
+
+
+def test_a_full_disk_makes_nothing_new(pipe):
+    studio = Studio({"tiny": pipe}, limits=Limits(disk_bytes=20_000))
+    (studio.folder / "clip.mp4").write_bytes(b"x" * 30_000)
+    with pytest.raises(UserError, match="no more room"):
+        next(studio.generate("me", Settings("tiny", "consistency", 1), 1))
+    (studio.folder / "clip.mp4").unlink()
+    assert last(studio.generate("me", Settings("tiny", "consistency", 1), 1)).made
+    studio.close()
+
+
 def test_cancelling_one_session_keeps_its_finished_clips_and_the_other_s_work(studio):
     slow = Settings("tiny", "ddim", 40)
     outcome = {}
@@ -422,6 +449,23 @@ def test_the_spectrogram_shows_a_tone_where_it_is():
     loudest = level.mean(1).argmax().item() / (level.shape[0] - 1) * 4000
     assert abs(loudest - 1000) < 40
     assert figure.axes[0].get_ylim() == (0, 4)
+
+
+def test_the_preview_plays_the_clips_side_by_side():
+    from PIL import Image, ImageSequence
+
+    levels = (
+        torch.linspace(-1, 1, 4)[None, :, None, None, None].expand(2, 4, 3, 16, 16)
+        * torch.tensor([1.0, -1])[:, None, None, None, None]
+    )
+    with Image.open(io.BytesIO(animation_webp(AVSample(video=levels, audio=torch.zeros(2, 1, 1)), 10.0))) as picture:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
+        assert picture.info["duration"] == 100
+    assert len(frames) == 4
+    assert frames[0].size == (2 * 17, 16)
+    left, right = ([frame.getpixel((x, 8))[0] for frame in frames] for x in (8, 25))
+    assert left == pytest.approx([0, 85, 170, 255], abs=4)
+    assert right == pytest.approx([255, 170, 85, 0], abs=4)
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -546,6 +590,7 @@ def test_the_api_takes_uploads_keeps_none_and_says_what_is_wrong(served, client,
 
 def test_nothing_but_results_can_be_read(served, client, tmp_path):
     import httpx
+    from gradio.utils import get_upload_folder
 
     url, studio = served
     client.predict(model="model", clips=1, sampler="consistency", steps=1, seed=0, api_name="/generate")
@@ -566,6 +611,11 @@ def test_nothing_but_results_can_be_read(served, client, tmp_path):
     assert "event: error" in answer.text
     assert "unreadable" not in answer.text
     assert secret.read_text() == "secret"
+    uploads = Path(get_upload_folder())
+    data[0] = {"path": str(uploads), "meta": {"_type": "gradio.FileData"}}
+    event = httpx.post(f"{url}/gradio_api/call/sound_to_video", json={"data": data}).json()["event_id"]
+    assert "event: error" in httpx.get(f"{url}/gradio_api/call/sound_to_video/{event}", timeout=60).text
+    assert uploads.is_dir()
 
 
 def test_the_browser_is_told_to_fetch_nothing_from_elsewhere(served):

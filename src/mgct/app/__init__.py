@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mgct.errors import UserError
 
 if TYPE_CHECKING:
-    from mgct.app.studio import Limits
+    from mgct.app.records import Limits
     from mgct.pipeline import AVPipeline
 
 
@@ -34,7 +34,7 @@ def build_app(
         UserError: gradio is not installed, or there is no model.
     """
     try:
-        from mgct.app.page import Page
+        from mgct.app.page import build_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -43,6 +43,6 @@ def build_app(
     from mgct.pipeline import AVPipeline
 
     studio = Studio({"model": models} if isinstance(models, AVPipeline) else models, runs, device, limits)
-    blocks = Page(studio).build()
+    blocks = build_page(studio)
     blocks.studio = studio
     return blocks

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from mgct.app.disk import folder_bytes
 from mgct.errors import UserError
 
 SHORTEST_PASSWORD = 10
@@ -77,7 +81,7 @@ class Guard:
         if "/proxy=" in path or ("/file=http" in path and "://" in path):
             await _refuse(send, 403, "other addresses are not fetched")
             return
-        if path.endswith("/upload") and scope["method"] == "POST" and _folder_bytes(self.folder) > MOST_UPLOADED_BYTES:
+        if path.endswith("/upload") and scope["method"] == "POST" and folder_bytes(self.folder) > MOST_UPLOADED_BYTES:
             await _refuse(send, 507, "the server's folder for uploads is full; try again later")
             return
 
@@ -100,10 +104,6 @@ async def _refuse(send: Send, status: int, words: str) -> None:
     await send({"type": "http.response.body", "body": words.encode()})
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-
-
 def launch_settings(
     folder: Path, host: str = "127.0.0.1", port: int = 7860, password: str | None = None
 ) -> dict[str, Any]:
@@ -118,18 +118,16 @@ def launch_settings(
     Raises:
         UserError: as `check_access`.
     """
-    import gradio as gr
     from starlette.middleware import Middleware
 
-    from mgct.app.page import CSS
-    from mgct.app.studio import Limits
+    from mgct.app.records import Limits
+    from mgct.app.style import CSS, theme
 
     check_access(host, password)
 
     def known(user: str, given: str) -> bool:
         return hmac.compare_digest(user, USER) & hmac.compare_digest(given.encode(), (password or "").encode())
 
-    fonts = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
     return {
         "server_name": host,
         "server_port": port,
@@ -142,7 +140,7 @@ def launch_settings(
         "max_file_size": Limits().upload.file_bytes,
         "blocked_paths": [],
         "app_kwargs": {"middleware": [Middleware(Guard, folder=folder)]},
-        "theme": gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        "theme": theme(),
         "css": CSS,
         "footer_links": [],
     }
@@ -163,7 +161,9 @@ def serve(
     port: int = 7860,
     password: str | None = None,
 ) -> None:
-    """Build a page and serve it until Ctrl-C; its files are removed in the end.
+    """Build a page and serve it until Ctrl-C or SIGTERM; its files are removed in the end.
+
+    Call it in the main thread, which is where Python hears of signals.
 
     Args:
         build: makes the page, as `mgct.app.build_app` does.
@@ -178,6 +178,7 @@ def serve(
     from mgct.app.decode import warm_up
 
     check_access(host, password)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = file_folder()
     try:
         blocks = build()
@@ -185,11 +186,15 @@ def serve(
         try:
             blocks.launch(**launch_settings(folder, host, port, password), prevent_thread_lock=True)
         except OSError as error:
-            raise UserError(f"cannot serve on {host}:{port} ({error}); choose another --port or --host") from error
+            raise UserError(
+                f"cannot serve on {host}:{port}: the port is taken or the address is not this machine's; choose "
+                f"another --port or --host"
+            ) from error
         name = f"[{host}]" if ":" in host else host
         say(f"http://{name}:{port}/" + (f"   user {USER}, with the password" if password else "") + "   Ctrl-C ends it")
         try:
-            blocks.block_thread()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
         finally:
             blocks.close(verbose=False)
             blocks.studio.close()

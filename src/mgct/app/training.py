@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mgct import plots
-from mgct.app.studio import figure_png, on_any_background
+from mgct.app.models import SamplerChoice
+from mgct.app.pictures import figure_png, on_any_background
 from mgct.checkpoint import list_checkpoints, read_metrics
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard
+from mgct.pipeline import AVPipeline
 
 LARGEST_CARD_BYTES = 1_000_000
+SHEET_CLIPS = 4
 
 
 def loss_png(run: Path) -> bytes | None:
@@ -20,6 +23,12 @@ def loss_png(run: Path) -> bytes | None:
     if not any(row.get("loss") is not None for row in rows):
         return None
     return figure_png(on_any_background(plots.loss_figure(rows)))
+
+
+def sheet_png(pipe: AVPipeline, choice: SamplerChoice) -> bytes:
+    """Clips of a model as a PNG, always of the same seed, so that two sheets of a run show what training did."""
+    clips = pipe(SHEET_CLIPS, choice.default, choice.name, 0, progress=False)
+    return figure_png(on_any_background(plots.clips_figure(clips, pipe.clip)))
 
 
 def facts_markdown(run: Path) -> str:
@@ -40,7 +49,9 @@ def facts_markdown(run: Path) -> str:
     table = [(label, f"{last[key]:.4g}") for key, label in names.items() if last.get(key) is not None]
     found = list_checkpoints(run)
     table.append(("last checkpoint", found[-1].name if found else "none yet"))
-    return "\n".join([f"| run | {run.name} |", "|---|---|", *(f"| {label} | {value} |" for label, value in table)])
+    return "\n".join(
+        [f"| run | {run.resolve().name} |", "|---|---|", *(f"| {label} | {value} |" for label, value in table)]
+    )
 
 
 def cards_markdown(run: Path) -> str:

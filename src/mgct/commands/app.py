@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from mgct.app import build_app
-from mgct.app.models import find_models, find_runs
 from mgct.app.server import check_access, serve
 
 
@@ -32,7 +31,8 @@ def app(
     """
     import torch
 
-    from mgct.app.studio import Limits
+    from mgct.app.models import find_models, find_runs
+    from mgct.app.records import Limits
 
     password = password or os.environ.get("MGCT_APP_PASSWORD") or None
     check_access(host, password)
