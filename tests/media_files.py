@@ -151,6 +151,32 @@ def crash_on_three(number: int) -> int:
     return number * number
 
 
+def spin_on_three(number: int) -> int:
+    """The square, but 3 computes for ever and never asks whether its time is up."""
+    while number == 3:
+        pass
+    return number * number
+
+
+def crawl(path: Path, frames: int = 400) -> None:
+    """A small Matroska file whose every frame is large and takes long to decode: one intra picture, many times."""
+    side = 2048
+    with av.open(str(path), "w", format="matroska") as out:
+        video = out.add_stream("libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"})
+        video.width, video.height, video.pix_fmt = side, side, "yuv420p"
+        audio = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        picture = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+        (content,) = [bytes(packet) for packet in video.encode(picture.reformat(format="yuv420p"))]
+        for number in range(frames):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base, packet.is_keyframe = video, Fraction(1, 25), True
+            packet.pts = packet.dts = number
+            out.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.full((1, frames * 320), 9, np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
+        out.mux(audio.encode(frame))
+
+
 def report_crash(number: int) -> str:
     return f"crashed on {number}"
 

@@ -32,7 +32,7 @@ from mgct.data.prepare import FileReport, prepare
 from mgct.data.shards import read_all
 from mgct.errors import UserError
 from mgct.types import AVSample, ClipSpec
-from tests.media_files import CASES, Case, crash_on_three, report_crash, write_media
+from tests.media_files import CASES, Case, crash_on_three, crawl, report_crash, spin_on_three, write_media
 
 CLIP = ClipSpec(frames=8, fps=10, size=32, sample_rate_hz=16000)
 DOCS = Path(__file__).parent.parent / "docs" / "datasets.md"
@@ -264,6 +264,31 @@ def test_a_file_that_crashes_its_process_harms_no_other():
     assert results == [4, "crashed on 3", 16]
 
 
+def test_a_file_that_hangs_its_process_is_given_up():
+    """Without a word from the decoder the process is ended some seconds after the limit; the others are not harmed."""
+    results = for_each_file(spin_on_three, [2, 3, 4], on_crash=report_crash, limit_s=0.2, workers=1, progress=False)
+    assert results == [4, "crashed on 3", 16]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_decodes_at_a_crawl_is_refused_as_too_slow(tmp_path, workers):
+    """After the limit of processor time, not when it is done; the file beside it is taken."""
+    source = tmp_path / "videos"
+    source.mkdir()
+    write_media(source / "plain.mp4")
+    crawl(source / "crawl.mkv")
+    assert (source / "crawl.mkv").stat().st_size < 20_000_000
+    settings = {"file_limit_s": 0.7, "test_fraction": 0, "progress": False}
+    report = prepare(source, tmp_path / "out", CLIP, **settings, workers=workers)
+    found = {file.path: (file.status, file.reason) for file in report.files}
+    assert found == {"crawl.mkv": ("refused", "too slow"), "plain.mp4": ("taken", "")}
+    facts = {entry.path: entry for entry in inspection.inspect_folder(source, file_limit_s=0.7, workers=workers)}
+    assert any("too slow" in problem for problem in facts["crawl.mkv"].problems)
+    assert not facts["plain.mp4"].problems
+    with pytest.raises(UserError, match="file_limit_s must be above 0"):
+        prepare(source, tmp_path / "out", CLIP, file_limit_s=0)
+
+
 @pytest.mark.parametrize("name", ["cut90.mp4", "early.mkv", "recording.ts", "bframes.avi", "old.flv"])
 def test_damage_of_any_kind_gives_windows_or_a_reason(awkward: Prepared, tmp_path, name):
     """Random bytes at random places: never another exception, and never more than the file can hold."""
@@ -361,7 +386,7 @@ def test_write_mp4_refuses_what_does_not_fit_together(tmp_path):
 def test_write_mp4_leaves_nothing_half_written(tmp_path, monkeypatch):
     video, audio = some_clip(CLIP)
     (tmp_path / "clip.mp4").write_bytes(b"old")
-    monkeypatch.setattr("mgct.data.media._encode", _full_disk)
+    monkeypatch.setattr("mgct.data.media.mp4._encode", _full_disk)
     with pytest.raises(UserError, match=r"cannot write .*clip\.mp4: No space left"):
         write_mp4(tmp_path / "clip.mp4", video, audio, fps=10.0, sample_rate_hz=16000)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from mgct.data import prepare as preparing
+from mgct.data.inspect import as_json, as_table, inspect_folder
 from mgct.data.media import WindowReader
 from mgct.data.prepare import prepare
 from mgct.errors import UserError
@@ -166,7 +167,7 @@ def test_killed_five_times_and_resumed_is_as_if_undisturbed(videos, undisturbed,
     for kill in range(5):
         before = len(list(out.glob(".parts/*/*.json")))
         process = _start(videos, out, with_workers=kill == 0)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(list(out.glob(".parts/*/*.json"))) == before and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(0 if kill == 0 else draw.random() * 0.15)
@@ -176,7 +177,7 @@ def test_killed_five_times_and_resumed_is_as_if_undisturbed(videos, undisturbed,
         assert not (out / "index.json").exists()
         assert len(list(out.glob(".parts/*/*.json"))) > before
         assert bool(workers) == (kill == 0)
-        assert not psutil.wait_procs(workers, timeout=20)[1]
+        assert not psutil.wait_procs(workers, timeout=60)[1]
     monkeypatch.undo()
     run(videos, out)
     assert files_of(out) == files_of(undisturbed)
@@ -225,7 +226,7 @@ def test_other_settings_or_files_in_a_finished_folder_are_named(videos, undistur
     with pytest.raises(UserError, match=r"other settings .*stride_frames 2 → 4"):
         run(videos, undisturbed, stride_s=0.4)
     shutil.copytree(videos, tmp_path / "more")
-    write_media(tmp_path / "more" / "new.mp4", event_s=1.0)
+    write_media(tmp_path / "more" / "new.mp4", event_s=1.05, seconds=2.1)
     with pytest.raises(UserError, match="prepared from other files"):
         run(tmp_path / "more", undisturbed)
     with pytest.raises(UserError, match="is not empty and holds no preparation"):
@@ -323,6 +324,25 @@ def test_report_is_told_in_a_few_lines(videos, undisturbed):
     assert f"{FILES} files taken" in summary
     assert "1 refused: 1 no audio" in summary
     assert "1 other files ignored" in summary
+
+
+def test_file_names_of_any_bytes_are_told_in_one_line(tmp_path):
+    """A line break and a byte that is no UTF-8: in the report, in the error's line, and read back by the next run."""
+    source, odd = tmp_path / "videos", os.fsdecode(b"line\nbreak \xff.mp4")
+    source.mkdir()
+    write_media(source / odd)
+    write_media(source / os.fsdecode(b"mute\n\xff.mp4"), acodec=None)
+    with pytest.raises(UserError, match=r"mute\\n\\udcff\.mp4: no audio") as caught:
+        run(source, tmp_path / "out", strict=True)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+    run(source, tmp_path / "out")
+    files = json.loads((tmp_path / "out" / "report.json").read_text())["files"]
+    assert [file["path"] for file in files] == sorted([odd, os.fsdecode(b"mute\n\xff.mp4")])
+    assert run(source, tmp_path / "out").count("taken") == 1
+    facts = inspect_folder(source, workers=0, progress=False)
+    assert as_table(facts).count("\n") == 3
+    assert [entry["path"] for entry in json.loads(as_json(facts).encode())] == [entry.path for entry in facts]
 
 
 def test_all_files_can_be_for_testing_or_none(videos, tmp_path):

@@ -8,16 +8,17 @@ from typing import Literal
 from mgct.types import ClipSpec
 
 
-def inspect_media(folder: Path, json: bool = False) -> None:
+def inspect_media(folder: Path, json: bool = False, file_limit_s: float = 3600.0) -> None:
     """Report what is in a folder of videos, one row a file, and what is wrong.
 
     Args:
         folder: searched at any depth; links out of it are not followed.
         json: print JSON instead of a table.
+        file_limit_s: seconds of processor time after which a file is given up as too slow.
     """
     from mgct.data.inspect import as_json, as_summary, as_table, inspect_folder
 
-    facts = inspect_folder(folder)
+    facts = inspect_folder(folder, file_limit_s=file_limit_s)
     print(as_json(facts) if json else f"{as_table(facts)}\n\n{as_summary(facts)}")
 
 
@@ -31,6 +32,7 @@ def prepare_shards(
     shard_clips: int = 512,
     silence_dbfs: float = -60.0,
     static_levels: float = 0.5,
+    file_limit_s: float = 3600.0,
     strict: bool = False,
     workers: int | None = None,
 ) -> None:
@@ -48,6 +50,7 @@ def prepare_shards(
         shard_clips: clips a shard.
         silence_dbfs: windows below this RMS, in dB of full scale, are silent.
         static_levels: windows whose pixels move less than this many of 255 levels are static.
+        file_limit_s: seconds of processor time after which a file is refused as too slow.
         strict: fail if any file is refused.
         workers: processes; one a CPU if not given.
     """
@@ -63,6 +66,7 @@ def prepare_shards(
         shard_clips=shard_clips,
         silence_dbfs=silence_dbfs,
         static_levels=static_levels,
+        file_limit_s=file_limit_s,
         strict=strict,
         workers=workers,
     )

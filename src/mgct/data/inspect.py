@@ -6,17 +6,20 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mgct.data.media import MEDIA_SUFFIXES, MediaFacts, find_files, for_each_file, probe
+from mgct.data.media import MEDIA_SUFFIXES, MediaFacts, find_files, for_each_file, one_line, probe
 from mgct.errors import UserError
 
 _COLUMNS = ("file", "container", "length", "video", "fps", "size", "audio", "offset", "silent", "loudness", "problems")
 
 
-def inspect_folder(folder: Path, *, workers: int | None = None, progress: bool = True) -> list[MediaFacts]:
+def inspect_folder(
+    folder: Path, *, file_limit_s: float = 3600.0, workers: int | None = None, progress: bool = True
+) -> list[MediaFacts]:
     """The facts of every media file of a folder, at any depth, each decoded from beginning to end.
 
     Files that FFmpeg does not read and whose names promise no video are left out; links, and what cannot be read, are
@@ -24,6 +27,7 @@ def inspect_folder(folder: Path, *, workers: int | None = None, progress: bool =
 
     Args:
         folder: where to look; a single file is inspected alone.
+        file_limit_s: seconds of processor time after which a file is given up.
         workers: processes; None: one a CPU; 0: this process.
         progress: whether to show a progress bar.
 
@@ -33,11 +37,11 @@ def inspect_folder(folder: Path, *, workers: int | None = None, progress: bool =
     Raises:
         UserError: nothing is there, or the folder cannot be read.
     """
+    call = partial(for_each_file, _probe, on_crash=_crashed, limit_s=file_limit_s, workers=workers, progress=progress)
     if folder.is_file():
-        return [probe(folder, folder.name)]
+        return call([(folder, folder.name)])
     names, passed = find_files(folder)
-    jobs = [(folder / name, str(name)) for name in names]
-    found = for_each_file(_probe, jobs, on_crash=_crashed, workers=workers, progress=progress)
+    found = call([(folder / name, str(name)) for name in names])
     facts = [entry for entry in found if entry.container or Path(entry.path).suffix.lower() in MEDIA_SUFFIXES]
     facts += [MediaFacts(str(name), problems=(why,)) for name, why in passed.items() if why != "hidden"]
     if not facts:
@@ -51,7 +55,7 @@ def _probe(job: tuple[Path, str]) -> MediaFacts:
 
 
 def _crashed(job: tuple[Path, str]) -> MediaFacts:
-    return MediaFacts(job[1], problems=("unreadable: decoding it crashes FFmpeg",))
+    return MediaFacts(job[1], problems=("unreadable: decoding it crashes or hangs FFmpeg",))
 
 
 def as_table(facts: Sequence[MediaFacts]) -> str:
@@ -70,7 +74,7 @@ def _row(facts: MediaFacts) -> tuple[str, ...]:
     turned = f" turned {facts.rotation_degrees}°" if facts.rotation_degrees else ""
     loudness = "-" if facts.loudness_lufs is None else f"{facts.loudness_lufs:.1f} LUFS"
     return (
-        facts.path,
+        one_line(facts.path),
         facts.container.split(",")[0] or "-",
         f"{max(facts.video_s, facts.audio_s):.2f} s",
         facts.video_codec or "none",
@@ -109,5 +113,6 @@ def as_summary(facts: Sequence[MediaFacts]) -> str:
 
 
 def as_json(facts: Sequence[MediaFacts]) -> str:
-    """The facts as a JSON list, units in the names."""
-    return json.dumps([asdict(entry) for entry in facts], indent=1, ensure_ascii=False)
+    """The facts as a JSON list, units in the names; bytes of a file's name that are no UTF-8 become JSON escapes."""
+    text = json.dumps([asdict(entry) for entry in facts], indent=1, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -41,6 +41,7 @@ from mgct.data.media import (
     decoder_version,
     find_files,
     for_each_file,
+    one_line,
 )
 from mgct.errors import UserError
 from mgct.types import ClipSpec
@@ -62,6 +63,10 @@ class PrepareSettings:
         shard_clips: clips a shard.
         silence_dbfs: a window whose RMS is below this many dB of full scale is silent.
         static_levels: a window is static when its pixels' range over time, averaged, is below this many of 255 levels.
+        file_limit_s: seconds of processor time after which a file is refused as too slow.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     clip: ClipSpec
@@ -71,6 +76,17 @@ class PrepareSettings:
     shard_clips: int
     silence_dbfs: float
     static_levels: float
+    file_limit_s: float
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("crop", "letterbox"):
+            raise UserError(f"fit must be 'crop' or 'letterbox', got {self.fit!r}")
+        if not 0 <= self.test_fraction <= 1:
+            raise UserError(f"test_fraction must be between 0 and 1, got {self.test_fraction}")
+        if self.shard_clips < 1:
+            raise UserError(f"shard_clips must be at least 1, got {self.shard_clips}")
+        if not self.file_limit_s > 0:
+            raise UserError(f"file_limit_s must be above 0, got {self.file_limit_s}")
 
     def as_json(self) -> dict[str, Any]:
         """The settings and the versions of format and decoder, as JSON."""
@@ -170,6 +186,7 @@ def prepare(
     shard_clips: int = 512,
     silence_dbfs: float = -60.0,
     static_levels: float = 0.5,
+    file_limit_s: float = 3600.0,
     strict: bool = False,
     workers: int | None = None,
     progress: bool = True,
@@ -190,6 +207,7 @@ def prepare(
         shard_clips: clips a shard.
         silence_dbfs: see `PrepareSettings`.
         static_levels: see `PrepareSettings`.
+        file_limit_s: see `PrepareSettings`; counted per file by `mgct.data.media.for_each_file`.
         strict: fail if any file is refused or damaged, instead of reporting it.
         workers: processes; None: one a CPU; 0: in this process.
         progress: whether to show a progress bar.
@@ -201,7 +219,12 @@ def prepare(
         UserError: nothing usable, a file refused under ``strict``, another preparation in ``out``, disk full, or a
             folder that cannot be read or written.
     """
-    settings = _checked_settings(clip, stride_s, fit, test_fraction, shard_clips, silence_dbfs, static_levels)
+    stride_frames = clip.frames if stride_s is None else round(stride_s * clip.fps)
+    if stride_frames < 1:
+        raise UserError(f"stride_s must be at least one frame ({1 / clip.fps:g} s), got {stride_s}")
+    settings = PrepareSettings(
+        clip, stride_frames, fit, test_fraction, shard_clips, silence_dbfs, static_levels, file_limit_s
+    )
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies inside {source}: choose an output folder outside the videos' folder")
     names, passed = find_files(source)
@@ -212,7 +235,7 @@ def prepare(
         if finished is None:
             parts = _parts_folder(out, settings)
             jobs = [_Job(sha, source / name, parts, settings) for sha, name in first_of.items()]
-            _make_parts(sorted(jobs, key=lambda job: job.path), workers, progress)
+            _make_parts(sorted(jobs, key=lambda job: job.path), settings.file_limit_s, workers, progress)
             records = {sha: _Record.read(parts, sha) for sha in first_of}
         else:
             records = finished
@@ -232,27 +255,6 @@ def prepare(
 
 
 # ------------------------------------------------------------------------------------------------------ before the work
-
-
-def _checked_settings(
-    clip: ClipSpec,
-    stride_s: float | None,
-    fit: Fit,
-    test_fraction: float,
-    shard_clips: int,
-    silence_dbfs: float,
-    static_levels: float,
-) -> PrepareSettings:
-    if fit not in ("crop", "letterbox"):
-        raise UserError(f"fit must be 'crop' or 'letterbox', got {fit!r}")
-    if not 0 <= test_fraction <= 1:
-        raise UserError(f"test_fraction must be between 0 and 1, got {test_fraction}")
-    if shard_clips < 1:
-        raise UserError(f"shard_clips must be at least 1, got {shard_clips}")
-    stride_frames = clip.frames if stride_s is None else round(stride_s * clip.fps)
-    if stride_frames < 1:
-        raise UserError(f"stride_s must be at least one frame ({1 / clip.fps:g} s), got {stride_s}")
-    return PrepareSettings(clip, stride_frames, fit, test_fraction, shard_clips, silence_dbfs, static_levels)
 
 
 @contextlib.contextmanager
@@ -494,16 +496,22 @@ def _make_part(job: _Job) -> None:
 # ---------------------------------------------------------------------------------------------------------- all files
 
 
-def _make_parts(jobs: Sequence[_Job], workers: int | None, progress: bool) -> None:
+def _make_parts(jobs: Sequence[_Job], limit_s: float, workers: int | None, progress: bool) -> None:
     """`_make_part` for every job that has no part yet, in several processes."""
     todo = [job for job in jobs if not _Record.path(job.parts, job.sha256).is_file()]
     for_each_file(
-        _make_part, todo, on_crash=_record_crash, workers=workers, progress=progress, done=len(jobs) - len(todo)
+        _make_part,
+        todo,
+        on_crash=_record_crash,
+        limit_s=limit_s,
+        workers=workers,
+        progress=progress,
+        done=len(jobs) - len(todo),
     )
 
 
 def _record_crash(job: _Job) -> None:
-    record = _Record(job.sha256, "unreadable", "decoding it crashes FFmpeg", {}, [])
+    record = _Record(job.sha256, "unreadable", "decoding it crashes or hangs FFmpeg", {}, [])
     _write_whole(_Record.path(job.parts, job.sha256), _dumps(asdict(record), indent=None))
 
 
@@ -615,7 +623,8 @@ def _refuse_if_unusable(report: PrepareReport, source: Path, out: Path, strict: 
     bad = [file for file in report.files if file.status == "refused" or file.damaged]
     if strict and bad:
         first = bad[0]
-        what = f"{first.path}: {first.reason or 'damaged'}" + (f", and {len(bad) - 1} more" if len(bad) > 1 else "")
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        what = f"{one_line(first.path)}: {first.reason or 'damaged'}{more}"
         raise UserError(f"--strict: {len(bad)} of {len(report.files)} files refused or damaged ({what}): {see}")
 
 
@@ -650,4 +659,5 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
 
 def _write_whole(path: Path, text: str) -> None:
     with _whole(path) as handle:
-        handle.write(text.encode("utf-8", "surrogateescape"))
+        # Bytes of a file's name that are no UTF-8 become JSON escapes, which are read back as what Python calls them.
+        handle.write(text.encode("utf-8", "backslashreplace"))
