@@ -17,11 +17,12 @@ class AVSample(BaseOutput):
     For clips: ``video`` is (B, F, C, H, W) and ``audio`` is (B, C, L). As the model sees them both are floats in
     [-1, 1]; as they are stored, ``video`` is uint8 in [0, 255] and ``audio`` int16 (see `quantise`, `dequantise`).
 
-    It subclasses diffusers' `BaseOutput`, so that accelerate converts a model's outputs under mixed precision.
+    It subclasses diffusers' `BaseOutput`, so that accelerate converts a model's outputs under mixed precision. It then
+    makes a new one from a dict of the fields, which `BaseOutput` takes in place of the first if the others are None.
     """
 
     video: Any
-    audio: Any
+    audio: Any = None
 
     def map(self, function: Callable[..., Any], *others: AVSample) -> AVSample:
         """Apply ``function`` to the video values of self and ``others``, and likewise to the audio values."""

@@ -1,0 +1,108 @@
+"""What training costs: operations, memory and time, computed on tensors without data. Nothing is timed.
+
+    python benchmarks/training_cost.py                       # small and paper
+    python benchmarks/training_cost.py --config paper --batch 16 --share 0.3
+
+Operations: matrix products, convolutions and attention of one forward call, a multiply-add as two. A training step of
+stage 1 is three of these a clip (the backward pass counts as two), of stage 2 eight (θ twice forward and backward, θ⁻
+and φ once), with gradient checkpointing one and two more.
+
+Memory: weights, gradients, AdamW's two moments and the running average in float32, in stage 2 θ⁻ too; and what the
+backward pass keeps of a clip's activations, each storage counted once, in the body's precision.
+
+Time: the operations over ``--share`` of the device's dense bfloat16 rate. The share is an assumption; small networks
+reach less of it than large ones, and a loader may be slower than either. Measure yours with ``benchmarks/speed.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mgct import ClipSpec, MultimodalUNet
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICES = {  # dense bfloat16 TFLOP/s and GB, from the makers' data sheets
+    "RTX 3090": (71, 24),
+    "RTX 4090": (165, 24),
+    "A100 80 GB": (312, 80),
+    "H100 SXM": (989, 80),
+    "H200": (989, 141),
+}
+PASSES = (3, 8)
+"""Forward calls that a training step stands for, by stage."""
+
+
+def forward_operations(unet: Any, clip: ClipSpec) -> float:
+    """Floating-point operations of a forward call of one clip."""
+    video, audio = (torch.empty(1, *shape) for shape in (clip.video_shape, clip.audio_shape))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(video, audio, torch.zeros(1), window_shift=0)
+    return float(counter.get_total_flops())
+
+
+def kept_bytes(unet: Any, clip: ClipSpec, clips: int) -> float:
+    """Bytes that a forward call in bfloat16 keeps for its backward pass, weights in bfloat16 included."""
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    video, audio = (torch.empty(clips, *shape) for shape in (clip.video_shape, clip.audio_shape))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        unet(video, audio, torch.zeros(clips), window_shift=0)
+    return float(sum(storage.nbytes() for storage in kept.values()))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", nargs="+", default=["small", "paper"])
+    parser.add_argument("--batch", type=int, help="clips per step; the configuration's own if left out")
+    parser.add_argument("--share", type=float, default=0.3, help="of the device's dense bfloat16 rate")
+    options = parser.parse_args()
+    for name in options.config:
+        settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        clip, batch = ClipSpec(**settings["clip"]), options.batch or settings["train"]["batch_size"]
+        with FakeTensorMode():
+            unet: Any = MultimodalUNet(**settings["model"]).train()
+            count = unet.num_parameters()
+            operations = forward_operations(unet, clip)
+            clip_gb = (kept_bytes(unet, clip, 2) - kept_bytes(unet, clip, 1)) / 1e9
+            unet.enable_gradient_checkpointing()
+            less_gb = (kept_bytes(unet, clip, 2) - kept_bytes(unet, clip, 1)) / 1e9
+        state_gb = [count * 4 * copies / 1e9 for copies in (5, 6)]
+        print(f"\n{name}: {count:,} parameters, {operations / 1e12:.3f} TFLOP a forward call of one clip")
+        print(f"memory: {state_gb[0]:.2f} GB of weights and optimiser ({state_gb[1]:.2f} in stage 2)")
+        print(
+            f"        {clip_gb:.3f} GB of activations a clip and loss in bfloat16 ({less_gb:.3f} with gradient checkpointing, and"
+        )
+        print("        one block's at a time)\n")
+        print(f"| device | clips at once in stage 1, 2 | clips/s in stage 1, 2 | 100,000 steps of {batch} clips |")
+        print("|---|---|---|---|")
+        for device, (tflops, memory) in DEVICES.items():
+            rate = tflops * 1e12 * options.share / operations
+            fits = [int((0.9 * memory - state_gb[stage]) / clip_gb / (stage + 1)) for stage in (0, 1)]
+            hours = [100_000 * batch * passes / rate / 3600 for passes in PASSES]
+            rates = [rate / passes for passes in PASSES]
+            print(
+                f"| {device} | {fits[0]}, {fits[1]} | {rates[0]:.0f}, {rates[1]:.0f} "
+                f"| {hours[0]:.1f} h, {hours[1]:.1f} h |"
+            )
+
+
+if __name__ == "__main__":
+    main()
