@@ -46,13 +46,24 @@ ROOT = Path(__file__).resolve().parent.parent
 CALLS = (1, 2, 4, 8, 12, 20)
 SCHEDULE = NoiseSchedule()
 
+_END: dict[str, Any] = {"ratio": {"value": 0.5}, "weight": "NoiseUnits"}
 _MAP: dict[str, Any] = {
     "jump": "FlowMap",
     "grid": "LogSnrGrid",
     "weight": "InverseReach",
     "ratio": {"value": 0.8},
+    "share": 0.5,
 }
-_END: dict[str, Any] = {"ratio": {"value": 0.5}, "weight": "NoiseUnits"}
+
+
+def _points(count: int) -> dict[str, Any]:
+    return {"class_path": "LogSnrGrid", "init_args": {"num_points": count}}
+
+
+def _clean(share: float) -> dict[str, Any]:
+    return {"class_path": "FlowMap", "init_args": {"clean": share}}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "mm-diffusion": {},
     "mgct-paper-w0.5": {"ratio": {"value": 0.5}},
@@ -63,19 +74,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eps-teacher": {**_END, "direction": "TeacherDirection"},
     "eps-huber": {**_END, "distance": "PseudoHuber"},
     "eps-gap": {**_END, "weight": "InverseGap"},
-    "eps-growing": {**_END, "grid": {"class_path": "UniformGrid", "init_args": {"growth_steps": 2000}}},
+    "eps-growing": {**_END, "grid": {"class_path": "UniformGrid", "init_args": {"growth_steps": 1000}}},
     "map-unit": {**_MAP, "weight": "UnitWeight"},
     "map-eps": {**_MAP, "weight": "NoiseUnits"},
     "map-uniform-t": {**_MAP, "grid": "UniformGrid"},
-    "map-n20": {**_MAP, "grid": {"class_path": "LogSnrGrid", "init_args": {"num_points": 20}}},
-    "map-n200": {**_MAP, "grid": {"class_path": "LogSnrGrid", "init_args": {"num_points": 200}}},
-    "map-clean": {**_MAP, "jump": {"class_path": "FlowMap", "init_args": {"clean": 1.0}}},
-    "map-half-clean": {**_MAP, "jump": {"class_path": "FlowMap", "init_args": {"clean": 0.5}}},
+    "map-n20": {**_MAP, "grid": _points(20)},
+    "map-n200": {**_MAP, "grid": _points(200)},
+    "map-clean": {**_MAP, "jump": _clean(1.0)},
+    "map-half-clean": {**_MAP, "jump": _clean(0.5)},
     "map-w0.5": {**_MAP, "ratio": {"value": 0.5}},
     "map-data": {**_MAP, "direction": "DataDirection"},
     "map-teacher": {**_MAP, "direction": "TeacherDirection"},
     "map-huber": {**_MAP, "distance": "PseudoHuber"},
-    "map-share0.5": {**_MAP, "share": 0.5},
+    "map-share1": {**_MAP, "share": 1.0},
     "map-share0.25": {**_MAP, "share": 0.25},
     "map-decay0": {**_MAP, "decay": {"value": 0.0}},
     "map-decay0.99": {**_MAP, "decay": {"value": 0.99}},
@@ -286,7 +297,7 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
-    config["train"].update(seed=seed, checkpoint_every=500, learning_rate=options.learning_rate)
+    config["train"].update(seed=seed, learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
     config["transfer"] = {"delta": None, "max_steps": None}
     config.pop("consistency")
     batch = config["train"]["batch_size"]
@@ -319,15 +330,13 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
             run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
             for sampler in named_runs(variant):
-                for calls in options.calls:
-                    if calls > samplers.SAMPLERS[sampler].max_steps:
-                        continue
+                for calls in options.calls.get(sampler, ()):
                     if (options.world, variant, seed, sampler, calls) in known:
                         continue
                     if metric is None:
                         real = open_source(f"world:{options.world}:{options.real}", clip, "test")
                         metric = RunningMetric(real, "compact", options.real)
-                        metric.num = options.num
+                        metric.num = options.num  # the same for all, which is what the number of clips must be
                     clips = pipe(
                         num_clips=options.num,
                         steps=calls,
@@ -399,11 +408,16 @@ def parse() -> argparse.Namespace:
     micro_command.add_argument("--learning_rate", type=float, default=1e-3)
     micro_command.add_argument("--num", type=int, default=256, help="clips that are made")
     micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
-    micro_command.add_argument("--calls", type=int, nargs="+", default=list(CALLS))
+    micro_command.add_argument("--warmup_steps", type=int, default=20)
+    default = ["dpm-solver:20", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
+    micro_command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…")
     commands.add_parser("report").add_argument("results", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command != "report" and "all" in options.variants:
         options.variants = list(VARIANTS)
+    if options.command == "micro":
+        pairs = (word.partition(":")[::2] for word in options.calls)
+        options.calls = {sampler: [int(n) for n in calls.split(",")] for sampler, calls in pairs}
     return options
 
 

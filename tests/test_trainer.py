@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
@@ -18,7 +19,7 @@ from mgct.data.shards import ClipBatch
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
 from mgct.noise import NoiseSchedule
-from mgct.stages import MGCT, Consistency, TeacherDirection, Transfer
+from mgct.stages import MGCT, Consistency, LearnedUncertainty, TeacherDirection, Transfer
 from mgct.trainer import Trainer, TrainSettings
 from mgct.types import AVSample
 from tests.test_unet import TINY, randomised
@@ -116,6 +117,126 @@ def test_micro_batches_change_nothing_but_memory(undisturbed, tmp_path):
     whole = without_dropout(tmp_path / "whole")
     parts = without_dropout(tmp_path / "parts", micro_batch_size=1)
     assert distance(whole, parts) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(undisturbed, tmp_path):
+    trainer(tmp_path, gradient_checkpointing=True).fit()
+    for part in ("model", "target"):
+        assert distance(final(tmp_path)[part], final(undisturbed)[part]) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_losses_to_rounding(tmp_path):
+    runs = {compiled: tmp_path / str(compiled) for compiled in (False, True)}
+    for compiled, run in runs.items():
+        one = trainer(run, compile=compiled, log_every=1)
+        for module in one.unet.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        one.fit()
+    plain, compiled = ([row["loss"] for row in read_metrics(run)] for run in runs.values())
+    assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.fixture
+def other_precision():
+    """accelerate keeps one precision for a process: forget it before and after."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("other_precision")
+def test_bf16_runs_the_body_in_bfloat16_and_nothing_else(tmp_path):
+    one = trainer(tmp_path, precision="bf16")
+    seen = {}
+
+    def see(name):
+        def hook(_module, _inputs, out):
+            seen[name] = out.dtype
+
+        return hook
+
+    one.unet.time_embed.register_forward_hook(see("time embedding"))
+    one.unet.encoder[0].res.video.project.register_forward_hook(see("body"))
+    one.unet.encoder[0].res.video.norm_out.register_forward_hook(see("norm"))
+    plain = one.objective.loss
+
+    def loss(*arguments):
+        result = plain(*arguments)
+        seen["loss"] = result.loss.dtype
+        return result
+
+    one.objective.loss = loss
+    one.fit()
+    body = {seen.pop("body"), seen.pop("norm")}
+    assert body == {torch.bfloat16}
+    assert set(seen.values()) == {torch.float32}
+    kept = [*one.unet.parameters(), *one.ema.parameters(), *one.objective.target.parameters()]
+    kept += [moment for state in one.optimizer.state.values() for moment in state.values()]
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
+    assert all(row["loss"] < 1e3 for row in read_metrics(tmp_path))
+
+
+def test_the_largest_micro_batch_is_found_by_running_out_of_memory(tmp_path):
+    one = trainer(tmp_path)
+    step = one._train_step
+
+    def limited(batch):
+        if one.settings.micro_batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(batch)
+
+    one._train_step = limited
+    assert one.largest_micro_batch() == 2
+    assert one.objective.stage == 2
+
+    def nothing(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    one._train_step = nothing
+    with pytest.raises(UserError, match="not even one clip fits"):
+        one.largest_micro_batch()
+
+
+@pytest.mark.parametrize("weights", ["live", "ema"])
+@pytest.mark.parametrize("keep_optimizer", [True, False])
+def test_what_stage_2_starts_from(tmp_path, weights, keep_optimizer):
+    one = trainer(tmp_path)
+    one.objective.transfer = Transfer(max_steps=TRANSFER_STEP, weights=weights, keep_optimizer=keep_optimizer)
+    start = one.objective.start_stage_2
+    seen = {}
+
+    def watch(unet, step):
+        live, average = (next(iter(network.state_dict().values())).clone() for network in (unet, one.ema))
+        seen.update(same=torch.equal(live, average), moments=len(one.optimizer.state))
+        start(unet, step)
+
+    one.objective.start_stage_2 = watch
+    one.fit()
+    assert seen["same"] == (weights == "ema")
+    assert (seen["moments"] > 0) == keep_optimizer
+
+
+def test_what_is_learned_of_the_balance_is_trained_saved_and_resumed(tmp_path):
+    def balanced(run):
+        one = trainer(run)
+        objective = MGCT(NoiseSchedule(), Transfer(max_steps=TRANSFER_STEP), Consistency(), LearnedUncertainty())
+        return Trainer(one.unet, objective, batches, one.settings, run, {}, lambda *_: None, one.accelerator)
+
+    whole = balanced(tmp_path / "whole")
+    whole.fit()
+    first = balanced(tmp_path / "parts")
+    first.loader = lambda start: (setattr(first, "stop_requested", first.step >= 4) or b for b in batches(start))
+    first.fit()
+    second = balanced(tmp_path / "parts")
+    second.load(read_checkpoint(tmp_path / "parts"))
+    assert 0 < second.step < STEPS
+    second.fit()
+    ours, theirs = (read_checkpoint(tmp_path / run).tensors("learned") for run in ("parts", "whole"))
+    assert len(ours) == 4
+    assert all(value != 0 for value in ours.values())
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -239,3 +360,51 @@ def test_sigterm_saves_and_resume_goes_on(tiny_shards, tmp_path):
     averaged = read_checkpoint(run).tensors("ema")
     assert all(torch.equal(exported[key], averaged[key]) for key in averaged)
     assert json.loads((run / "model" / "model_index.json").read_text())["clip"]["frames"] == 4
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_as_the_undisturbed_run(tiny_shards, tmp_path):
+    """A save at every step, so that many kills hit one; two processes and two data workers each."""
+    config = write_config(tmp_path / "config.yaml", steps=60, checkpoint_every=1, num_workers=1)
+    arguments = ["train", "--config", config, "--data", tiny_shards, "--transfer.max_steps", 20]
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    subprocess.run(
+        command(*arguments, "--out", undisturbed, processes=2), env=ENVIRONMENT, check=True, capture_output=True
+    )
+    random = torch.Generator().manual_seed(0)
+    kills = 0
+    while kills < 20:
+        found = list_checkpoints(run)
+        resume = ["--resume"] if found else []
+        before = read_checkpoint(run).state["step"] if found else 0
+        process = subprocess.Popen(
+            command(*arguments, "--out", run, *resume, processes=2),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            found = list_checkpoints(run)
+            if found and read_checkpoint(run).state["step"] > before:
+                break
+            time.sleep(0.02)
+        time.sleep(float(torch.rand((), generator=random)) * 0.5)
+        finished = process.poll() is not None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        checkpoint = read_checkpoint(run)
+        assert checkpoint.state["step"] >= before
+        for part in ("model", "ema", "optimizer"):
+            checkpoint.tensors(part)
+        kills += 1
+        if finished:
+            break
+    subprocess.run(
+        command(*arguments, "--out", run, "--resume", processes=2), env=ENVIRONMENT, check=True, capture_output=True
+    )
+    assert kills == 20
+    for part in ("model", "ema", "target", "optimizer"):
+        ours, theirs = (read_checkpoint(folder).tensors(part) for folder in (run, undisturbed))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), part

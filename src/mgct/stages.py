@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mgct.errors import UserError
+from mgct.layout import local_parts
 from mgct.losses import (
     ClipLoss,
     Distance,
@@ -278,9 +279,22 @@ class Consistency:
 
 
 @torch.no_grad()
-def average_into(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 - decay) · model, for all parameters at once."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+def average_into(average: nn.Module, model: nn.Module, decay: float, taken: Tensor | None = None) -> None:
+    """average ← decay · average + (1 - decay) · model, for all parameters at once.
+
+    Args:
+        average: changed in place.
+        model: its parameters lie as the average's do.
+        decay: in [0, 1].
+        taken: 1.0, or 0.0 to leave the average as it is, on the device, so that nobody waits for it; None: 1.
+    """
+    ours, theirs = local_parts(average.parameters()), local_parts(model.parameters())
+    if taken is None:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        return
+    change = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(change, (1 - decay) * taken)
+    torch._foreach_add_(ours, change)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -399,10 +413,10 @@ class MGCT:
         self.teacher = frozen_copy(model).eval() if self.consistency.direction.needs_teacher else None
         self.stage, self.transfer_step, self.updates = 2, step, 0
 
-    def after_step(self, model: nn.Module) -> None:
-        """θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ, after an optimiser step of stage 2."""
+    def after_step(self, model: nn.Module, taken: Tensor | None = None) -> None:
+        """θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ, after an optimiser step of stage 2; ``taken`` as in `average_into`."""
         if self.target is not None:
-            average_into(self.target, model, self.consistency.decay(self.updates))
+            average_into(self.target, model, self.consistency.decay(self.updates), taken)
             self.updates += 1
 
     def state(self) -> dict[str, Any]:

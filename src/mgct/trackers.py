@@ -43,7 +43,8 @@ class Trackers:
     def sheet(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Log a picture (H, W, 3)."""
         for tracker in self.trackers:
-            tracker.log_images({name: image[None]}, step=step)
+            order = {"dataformats": "NHWC"} if isinstance(tracker, TensorBoardTracker) else {}
+            tracker.log_images({name: image[None]}, step=step, **order)
 
     def sounds(self, name: str, audio: Tensor, sample_rate_hz: int, step: int) -> None:
         """Log sounds (N, 1, L) in [-1, 1]."""

@@ -234,8 +234,8 @@ class Trainer:
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel does nothing where it is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        average_into(self.ema, self.unet, min(settings.ema_decay, (1 + self.step) / (10 + self.step)))
-        self.objective.after_step(self.unet)
+        average_into(self.ema, self.unet, min(settings.ema_decay, (1 + self.step) / (10 + self.step)), 1 - bad)
+        self.objective.after_step(self.unet, 1 - bad)
         return {**values, "grad_norm": (norm, torch.ones_like(norm))}
 
     def _seed_dropout(self) -> None:

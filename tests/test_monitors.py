@@ -1,0 +1,112 @@
+"""What is watched in training changes nothing of it, and says what it should."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mgct import AVPipeline, ClipSpec
+from mgct.checkpoint import read_checkpoint, read_metrics
+from mgct.data.media import probe
+from mgct.errors import UserError
+from mgct.losses import ClipLoss
+from mgct.monitors import RUNNING_METRIC, Monitors, MonitorSettings, band_means, reference_clips
+from mgct.trainer import Trainer
+from tests.test_trainer import batches, trainer
+
+CLIP = ClipSpec(4, 10.0, 8, 160)
+EVERYTHING = MonitorSettings(
+    noise_bands=2,
+    gradients_every=2,
+    samples_every=4,
+    samples=2,
+    metric_every=4,
+    metric_clips=6,
+    sample_steps=2,
+    sample_batch_size=4,
+    reference="world:landscape",
+)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    run = tmp_path_factory.mktemp("watched")
+    plain = trainer(run)
+    monitors = Monitors(EVERYTHING, CLIP, "world:landscape", run, plain.accelerator)
+
+    def export(network, objective, step, name):
+        AVPipeline(network, CLIP).save_pretrained(run / name)
+
+    settings = (plain.unet, plain.objective, batches, plain.settings, run, {}, export, plain.accelerator)
+    Trainer(*settings, EVERYTHING, monitors).fit()
+    return run
+
+
+def test_a_watched_run_ends_in_the_same_weights(watched, tmp_path):
+    trainer(tmp_path).fit()
+    for part in ("model", "ema", "target", "optimizer"):
+        ours, theirs = (read_checkpoint(run).tensors(part) for run in (watched, tmp_path))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), part
+
+
+def test_the_log_has_bands_gradients_loudness_motion_and_metric(watched):
+    rows = read_metrics(watched)
+    trained, sampled = (next(row for row in rows if name in row) for name in ("grad_cm", RUNNING_METRIC))
+    assert {"grad_mm_video", "grad_mm_audio", "grad_cm_over_mm", "grad_norm"} <= trained.keys()
+    assert trained["grad_cm_over_mm"] == pytest.approx(trained["grad_cm"] / trained["grad_mm"])
+    assert any(name.startswith("loss_mm_audio/t") for name in trained)
+    wanted = {"loudness_db", "loudness_db_data", "motion", "motion_data", "FVD-compact", "FAD-compact", "sync_score"}
+    assert wanted <= sampled.keys()
+    assert all(value == value for value in sampled.values())
+
+
+def test_sheets_sounds_and_numbers_are_in_the_folder_and_in_tensorboard(watched):
+    sheet = watched / "samples" / "step-00000004.mp4"
+    report = probe(sheet)
+    assert report.video_s == pytest.approx(2 * CLIP.seconds, abs=0.11)  # one clip's sound after the other's
+    assert report.audio_s > 0
+    assert (watched / "samples" / "step-00000008.png").stat().st_size > 1000
+    events = EventAccumulator(str(watched / "tensorboard"), size_guidance={"images": 0, "audio": 0}).Reload()
+    tags = events.Tags()
+    assert {"loss_mm", "loss_cm", "grad_norm", RUNNING_METRIC} <= set(tags["scalars"])
+    assert [event.step for event in events.Images(tags["images"][0])] == [4, 8]
+    assert len(tags["audio"]) == 2
+
+
+def test_the_best_model_is_the_one_with_the_best_metric(watched):
+    values = {row["step"]: row[RUNNING_METRIC] for row in read_metrics(watched) if RUNNING_METRIC in row}
+    assert read_checkpoint(watched).state["best"] == min(values.values())
+    best = AVPipeline.from_pretrained(watched / "best").unet.state_dict()
+    last = read_checkpoint(watched).tensors("ema")
+    same = all(torch.equal(best[name], value) for name, value in last.items())
+    assert same == (min(values, key=values.get) == 8)
+
+
+def test_bands_share_out_the_clips_and_keep_their_sums():
+    timestep = torch.tensor([0, 249, 250, 999, 400])
+    loss = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    bands = band_means(timestep, {"x": loss}, 4, 1000)
+    sums = {name: (total.item(), count.item()) for name, (total, count) in bands.items()}
+    assert sums == {"x/t000-249": (3, 2), "x/t250-499": (20, 2), "x/t500-749": (0, 0), "x/t750-999": (8, 1)}
+
+
+def test_a_stream_cannot_be_compared_with():
+    with pytest.raises(UserError, match=r"give --monitor\.reference FOLDER"):
+        reference_clips("pipe:cat x.tar", CLIP, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"samples": 0}, "monitor.samples must be at least 1"), ({"metric_every": -1}, "must not be negative")],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        MonitorSettings(**settings)
+
+
+def test_a_loss_without_timesteps_has_no_bands(tmp_path):
+    one = trainer(tmp_path, steps=2, log_every=1)
+    one.watch = MonitorSettings(gradients_every=0, samples_every=0, metric_every=0)
+    plain = one.objective.loss
+    one.objective.loss = lambda *arguments: ClipLoss(*plain(*arguments)[:2])
+    one.fit()
+    assert not [name for row in read_metrics(tmp_path) for name in row if "/t" in name]
