@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -257,6 +258,14 @@ def test_find_files_follows_no_link(tmp_path):
     assert set(map(str, passed)) == {".hidden.mp4", "away", "c.mp4", "loop"}
     with pytest.raises(UserError, match="is not a folder"):
         find_files(tmp_path / "nowhere")
+
+
+def test_reading_starts_no_threads(awkward: Prepared):
+    """Parallelism is over files; and what starts no thread cannot wait for one."""
+    before = psutil.Process().num_threads()
+    with WindowReader(awkward.source / "plain.mp4", CLIP, stride_frames=1) as reader:
+        assert next(iter(reader)).audio.any()
+        assert psutil.Process().num_threads() == before
 
 
 def test_a_file_that_crashes_its_process_harms_no_other():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from mgct.data.media.error import MediaError
 from mgct.data.media.pictures import display_transform
-from mgct.data.media.sound import mono
+from mgct.data.media.sound import MonoFilter, mono
 from mgct.data.media.track import (
     AUDIO_JITTER_S,
     CLOCK_SLACK_S,
@@ -169,13 +167,13 @@ def _video_facts(path: Path) -> tuple[dict[str, Any], float, list[str]]:
 
 def _audio_facts(path: Path) -> tuple[dict[str, Any], float, list[str]]:
     with Track(path, "audio") as track:
-        loudness = _Loudness()
+        loudness: _Loudness | None = None
         blocks: list[float] = []
         rest = np.zeros(0, np.float32)
         start_s, end_s, first, jumps, finite = 0.0, 0.0, None, 0, True
         for time_s, frame in track:
-            if first is None:
-                first, start_s, end_s = frame, time_s, time_s
+            if first is None or loudness is None:
+                first, start_s, end_s, loudness = frame, time_s, time_s, _Loudness(frame.sample_rate)
             samples = mono(frame)
             finite &= bool(np.isfinite(samples).all())
             jumps += abs(time_s - end_s) > AUDIO_JITTER_S
@@ -186,7 +184,7 @@ def _audio_facts(path: Path) -> tuple[dict[str, Any], float, list[str]]:
             whole = rest[: rest.shape[0] // tenth * tenth].reshape(-1, tenth)
             blocks.extend(np.sqrt(np.mean(np.square(whole, dtype=np.float64), axis=1)).tolist())
             rest = rest[whole.size :]
-        if first is None:
+        if first is None or loudness is None:
             raise track.nothing()
         if rest.size and not blocks:
             blocks.append(float(np.sqrt(np.mean(np.square(rest, dtype=np.float64)))))
@@ -219,46 +217,22 @@ def _track_problems(name: str, track: Track) -> list[str]:
 class _Loudness:
     """FFmpeg's ebur128 filter over mono samples of one rate."""
 
-    def __init__(self) -> None:
-        self._graph: Any = None
-        self._rate_hz = 0
-        self._given = 0
+    def __init__(self, rate_hz: int) -> None:
+        self._meter, self._rate_hz = MonoFilter(rate_hz, "ebur128", metadata="1", framelog="quiet"), rate_hz
         self._lufs: float | None = None
 
     def add(self, samples: NDArray[np.float32], rate_hz: int) -> None:
-        """Samples (n,) at ``rate_hz``; after a change of rate there is no single loudness, and they are not counted."""
-        if self._graph is None:
-            self._graph = av.filter.Graph()
-            source = self._graph.add(
-                "abuffer", sample_rate=str(rate_hz), sample_fmt="fltp", channel_layout="mono", time_base=f"1/{rate_hz}"
-            )
-            meter = self._graph.add("ebur128", metadata="1", framelog="quiet")
-            sink = self._graph.add("abuffersink")
-            source.link_to(meter)
-            meter.link_to(sink)
-            self._graph.configure()
-            self._rate_hz = rate_hz
-        if rate_hz != self._rate_hz or not samples.size:
-            return
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate_hz, self._given, Fraction(1, rate_hz)
-        self._given += samples.shape[0]
-        self._graph.push(frame)
-        self._drain()
+        """Samples (n,); after a change of rate there is no single loudness, and they are not counted."""
+        if rate_hz == self._rate_hz and samples.size:
+            self._note(self._meter.push(samples))
 
     def integrated_lufs(self) -> float | None:
         """The loudness of everything, in LUFS; None if there was less than one gating block or only silence."""
-        if self._graph is not None:
-            self._graph.push(None)
-            self._drain()
+        self._note(self._meter.flush())
         return self._lufs
 
-    def _drain(self) -> None:
-        while True:
-            try:
-                metadata = self._graph.pull().metadata
-            except (av.error.BlockingIOError, av.error.EOFError):
-                return
-            if "lavfi.r128.I" in metadata:
-                value = float(metadata["lavfi.r128.I"])
+    def _note(self, frames: list[Any]) -> None:
+        for frame in frames:
+            if "lavfi.r128.I" in frame.metadata:
+                value = float(frame.metadata["lavfi.r128.I"])
                 self._lufs = value if value > -70 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from fractions import Fraction
@@ -41,30 +42,68 @@ def mono(frame: Any) -> NDArray[np.float32]:
     return scaled.mean(0).astype(np.float32)
 
 
+class MonoFilter:
+    """A chain of FFmpeg's filters on mono float32 samples of one rate, in this thread.
+
+    (PyAV's own resampler starts a thread a CPU for each file.)
+
+    Args:
+        rate_hz: of the samples given.
+        name: the filter between source and sink.
+        options: the filter's options.
+    """
+
+    def __init__(self, rate_hz: int, name: str, **options: str) -> None:
+        self._graph, self._rate_hz, self._given = av.filter.Graph(), rate_hz, 0
+        self._graph.threads = 1
+        source = {"sample_rate": str(rate_hz), "sample_fmt": "fltp", "channel_layout": "mono"}
+        chain = [
+            self._graph.add("abuffer", **source, time_base=f"1/{rate_hz}"),
+            self._graph.add(name, **options),
+            self._graph.add("abuffersink"),
+        ]
+        for before, after in itertools.pairwise(chain):
+            before.link_to(after)
+        self._graph.configure()
+
+    def push(self, samples: NDArray[np.float32]) -> list[Any]:
+        """The audio frames that come out for ``samples`` (n,)."""
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = self._rate_hz, self._given, Fraction(1, self._rate_hz)
+        self._given += samples.shape[0]
+        self._graph.push(frame)
+        return self._pulled()
+
+    def flush(self) -> list[Any]:
+        """What was still held back."""
+        self._graph.push(None)
+        return self._pulled()
+
+    def _pulled(self) -> list[Any]:
+        frames = []
+        with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                frames.append(self._graph.pull())
+        return frames
+
+
 class _Resampler:
     """FFmpeg's resampler for mono float32; output sample n is at n / target_hz after the first input sample."""
 
     def __init__(self, source_hz: int, target_hz: int) -> None:
-        self.source_hz, self.target_hz = source_hz, target_hz
-        self._given = 0
-        self._engine = av.AudioResampler(format="fltp", layout="mono", rate=target_hz)
+        self.source_hz = source_hz
+        self._filter: MonoFilter | None = None
+        if source_hz != target_hz:
+            form = {"sample_rates": str(target_hz), "sample_fmts": "fltp", "channel_layouts": "mono"}
+            self._filter = MonoFilter(source_hz, "aformat", **form)
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """What comes out for ``samples`` (n,)."""
-        if self.source_hz == self.target_hz:
-            return samples
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
-        frame.sample_rate = self.source_hz
-        frame.time_base = Fraction(1, self.source_hz)
-        frame.pts = self._given
-        self._given += samples.shape[0]
-        return self._gather(self._engine.resample(frame))
+        return self._gather(self._filter.push(samples)) if self._filter and samples.size else samples
 
     def flush(self) -> NDArray[np.float32]:
         """What was still held back."""
-        if self.source_hz == self.target_hz or not self._given:
-            return np.zeros(0, np.float32)
-        return self._gather(self._engine.resample(None))
+        return self._gather(self._filter.flush() if self._filter else [])
 
     @staticmethod
     def _gather(frames: list[Any]) -> NDArray[np.float32]:
