@@ -330,8 +330,9 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
             run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
             for sampler in named_runs(variant):
-                for calls in options.calls.get(sampler, ()):
-                    if (options.world, variant, seed, sampler, calls) in known:
+                for calls, clip_x0 in options.calls.get(sampler, ()):
+                    name = f"{sampler}, clipped" if clip_x0 else sampler
+                    if (options.world, variant, seed, name, calls) in known:
                         continue
                     if metric is None:
                         real = open_source(f"world:{options.world}:{options.real}", clip, "test")
@@ -341,6 +342,7 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
                         num_clips=options.num,
                         steps=calls,
                         sampler=sampler,
+                        clip_x0=clip_x0,
                         seed=seed,
                         batch_size=32,
                         progress=False,
@@ -350,7 +352,7 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
                             "study": options.world,
                             "variant": variant,
                             "seed": seed,
-                            "sampler": sampler,
+                            "sampler": name,
                             "calls": calls,
                             **metric(clips, clip),
                         }
@@ -409,15 +411,19 @@ def parse() -> argparse.Namespace:
     micro_command.add_argument("--num", type=int, default=256, help="clips that are made")
     micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
     micro_command.add_argument("--warmup_steps", type=int, default=20)
-    default = ["dpm-solver:20", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
-    micro_command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…")
+    default = ["dpm-solver:20,20c", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
+    words = "network calls; with a c behind, x̂0 is clipped where the sampler does not by itself"
+    micro_command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…", help=words)
     commands.add_parser("report").add_argument("results", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command != "report" and "all" in options.variants:
         options.variants = list(VARIANTS)
     if options.command == "micro":
         pairs = (word.partition(":")[::2] for word in options.calls)
-        options.calls = {sampler: [int(n) for n in calls.split(",")] for sampler, calls in pairs}
+        options.calls = {
+            sampler: [(int(n.removesuffix("c")), True if n.endswith("c") else None) for n in calls.split(",")]
+            for sampler, calls in pairs
+        }
     return options
 
 

@@ -508,7 +508,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm-solver++": Sampler(_run_dpm_solver_pp, 1, 1000, 12),
     "unipc": Sampler(_run_unipc, 1, 1000, 12),
     "consistency": Sampler(_run_consistency, 1, 8, 4),
-    "map": Sampler(_run_flow_map, 1, 1000, 4, clip=False, jumps=True),
+    "map": Sampler(_run_flow_map, 1, 1000, 4, jumps=True),
 }
 NAMES = ", ".join(SAMPLERS)
 
