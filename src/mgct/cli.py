@@ -42,6 +42,7 @@ COMMANDS = {
     "plot compare": Command("mgct.commands.plot", "plot_compare", "draw two sets of clips against each other"),
     "plot sheet": Command("mgct.commands.plot", "plot_sheet", "put clips into one video, a grid that plays with sound"),
     "plot loss": Command("mgct.commands.plot", "plot_loss", "draw a run's loss with the stage boundary"),
+    "export": Command("mgct.commands.export", "export", "write a network for other programs: ONNX, MM-Diffusion"),
     "app": Command("mgct.commands.app", "app", "serve a web page to generate, compare and watch training with"),
     "doctor": Command("mgct.commands.doctor", "doctor", "say what is installed and check that it works"),
     "completion": Command("mgct.completion", "completion", "print a script that lets a shell complete commands"),

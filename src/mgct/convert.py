@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,6 +57,22 @@ TOP_NAMES = {
 }
 CONV_DIMS = {"video_conv.weight": 5, "audio_conv.weight": 3, "qkv.weight": 3, "proj_out.weight": 3}
 """Number of axes of the reference's pointwise layers, which are linear layers here."""
+MM_DIFFUSION_FLAGS = {
+    "model_channels": "num_channels",
+    "channel_mult": "channel_mult",
+    "num_res_blocks": "num_res_blocks",
+    "cross_attention_resolutions": "cross_attention_resolutions",
+    "cross_attention_windows": "cross_attention_windows",
+    "cross_attention_shift": "cross_attention_shift",
+    "video_attention_resolutions": "video_attention_resolutions",
+    "audio_attention_resolutions": "audio_attention_resolutions",
+    "num_heads": "num_heads",
+    "num_head_channels": "num_head_channels",
+    "dropout": "dropout",
+}
+"""Our settings of the network that MM-Diffusion's scripts have as options, and their names there."""
+MM_DIFFUSION_FIXED = {"norm_num_groups": 32, "video_channels": 3, "audio_channels": 1, "target_time": False}
+"""Our settings that are one value in MM-Diffusion's code."""
 
 
 def _children(block: Module) -> Iterator[tuple[str, dict[str, str]]]:
@@ -92,8 +108,41 @@ def _reference_shape(key: str, tensor: Tensor) -> tuple[int, ...]:
     return (*tensor.shape, *[1] * (dims - tensor.dim()))
 
 
+def mm_diffusion_flags(unet: MultimodalUNet) -> dict[str, str]:
+    """The options of MM-Diffusion's scripts that make this network there, name → value.
+
+    Raises:
+        UserError: MM-Diffusion's code cannot make it; each setting that stands in the way is named.
+    """
+    config = unet.config
+    problems = [
+        f"{name}={config[name]!r} (there it is {value})"
+        for name, value in MM_DIFFUSION_FIXED.items()
+        if config[name] != value
+    ]
+    windows, middle = list(config["cross_attention_windows"]), config["middle_cross_attention"]
+    if middle != (windows == [1, 4, 8]):
+        problems.append(
+            f"middle_cross_attention={middle} with cross_attention_windows={windows} (there the middle has it with "
+            "[1, 4, 8] and with no others)"
+        )
+    known = {*MM_DIFFUSION_FIXED, *MM_DIFFUSION_FLAGS, "middle_cross_attention"}
+    problems += [f"{name} (unknown there)" for name in config if name not in known and not name.startswith("_")]
+    if problems:
+        raise UserError("MM-Diffusion's code has no such network: " + "; ".join(problems))
+
+    def flag(value: Any) -> str:
+        return (",".join(map(str, value)) or "-1") if isinstance(value, list | tuple) else str(value)
+
+    own = {theirs: flag(config[ours]) for ours, theirs in MM_DIFFUSION_FLAGS.items()}
+    return {**own, "learn_sigma": "False", "resblock_updown": "True", "use_scale_shift_norm": "True"}
+
+
 def to_mm_diffusion(unet: MultimodalUNet) -> dict[str, Tensor]:
-    """The network's weights under MM-Diffusion's names and shapes."""
+    """The network's weights under MM-Diffusion's names and shapes.
+
+    Whether its code can use them is what `mm_diffusion_flags` says.
+    """
     state = unet.state_dict()
     return {
         theirs: state[ours].detach().contiguous().reshape(_reference_shape(theirs, state[ours]))
