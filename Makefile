@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-weights test-web lint format clean
+.PHONY: demo test test-slow test-weights test-web docs lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ test-web: $(READY)  ## the page in headless Chromium; gets Debian's chromium and
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,web]'
 	$(BIN)/python -m pytest tests/web/check_app.py
 
+docs: $(READY)  ## the documentation site, site/index.html; a broken link, a missing anchor or a missing docstring fails
+	$(BIN)/ruff check --select D src
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +53,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info
+	rm -rf $(VENV) runs build dist site src/*.egg-info

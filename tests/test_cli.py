@@ -1,7 +1,5 @@
-"""The command line as a newcomer meets it: help, one-line errors, configs, and the README's own commands."""
+"""The command line as a newcomer meets it: help, one-line errors, configs. What README and docs say: test_docs.py."""
 
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,6 @@ import yaml
 from mgct import ClipSpec, cli
 from mgct.errors import UserError
 from mgct.unet import MultimodalUNet
-from tests.test_trainer import write_config
 
 ROOT = Path(__file__).parent.parent
 MODEL_CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -166,35 +163,3 @@ def test_a_dataclass_is_given_by_a_file_and_its_parts_win(tmp_path, annotation):
     assert given == [ClipSpec(frames=6, size=32)]
     with pytest.raises(UserError, match="missing"):
         cli.call(function, "mgct test", ["--clip", str(tmp_path / "missing.yaml")])
-
-
-def readme_commands() -> list[str]:
-    """The mgct commands in the README's shell blocks, in order."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.startswith("mgct ")]
-
-
-def test_the_readme_s_commands_run_at_tiny_size(capsys, monkeypatch, tmp_path):
-    import torch
-
-    from mgct.data.media import write_mp4
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs" / "clips").mkdir(parents=True)
-    config = write_config(tmp_path / "configs" / "micro.yaml")
-    spec = yaml.safe_load(config.read_text())["clip"]
-    (tmp_path / "configs" / "clips" / "micro.yaml").write_text(yaml.safe_dump(spec))
-    (tmp_path / "videos").mkdir()
-    for number in range(8):
-        generator = torch.Generator().manual_seed(number)
-        video = torch.randint(0, 256, (12, 3, 16, 16), generator=generator, dtype=torch.uint8)
-        audio = torch.randint(-9000, 9000, (1, 9600), generator=generator, dtype=torch.int16)
-        write_mp4(tmp_path / "videos" / f"{number}.mp4", video, audio, fps=10, sample_rate_hz=8000)
-    commands = readme_commands()
-    assert {shlex.split(line)[1] for line in commands} >= {"inspect", "prepare", "train", "sample", "plot"}
-    for line in commands:
-        status, _, err = run(capsys, *shlex.split(line)[1:])
-        assert status == 0, f"{line}: {err}"
-    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 8
-    assert (tmp_path / "clips.png").stat().st_size > 1000
