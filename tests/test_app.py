@@ -182,6 +182,7 @@ def test_the_model_s_own_samplers_come_first_with_their_steps(studio):
     assert [choice.name for choice in choices[:3]] == ["dpm-solver++", "consistency", "ddim"]
     assert [choice.recommended for choice in choices] == [True] * 3 + [False] * (len(choices) - 3)
     assert (choices[0].low, choices[0].high, choices[0].default) == (4, 50, 12)
+    assert "map" not in {choice.name for choice in choices}  # it takes a network with a second time input
 
 
 # ---------------------------------------------------------------------------------------------- jobs

@@ -43,7 +43,7 @@ def command_tree() -> argparse.ArgumentParser:
 
 
 def _copy(action: argparse.Action, parser: argparse.ArgumentParser) -> None:
-    """The same argument for completion only: its names, its choices, or files."""
+    """The same argument for completion only: its names, its choices, or files unless a number is wanted."""
     import shtab
 
     names = [name for name in action.option_strings if name.startswith("--")]
@@ -55,5 +55,5 @@ def _copy(action: argparse.Action, parser: argparse.ArgumentParser) -> None:
     choices = action.choices or (get_args(declared) if get_origin(declared) is Literal else ())
     if choices:
         copied.choices = [str(choice) for choice in choices]
-    else:
+    elif not {declared, *get_args(declared)} & {int, float, bool}:
         copied.complete = shtab.FILE  # type: ignore[attr-defined]

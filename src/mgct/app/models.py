@@ -40,7 +40,8 @@ def find_models(root: Path) -> dict[str, Path]:
             found[_name(holder, root)] = folder
     if not found:
         raise UserError(
-            f"{root}: no saved model there; give a run folder made by `mgct train`, a saved model, or a folder of them"
+            f"{root}: no saved model there; give a run folder made by `mgct train` (`make demo` makes one in minutes), "
+            f"a saved model, or a folder of them"
         )
     return dict(sorted(found.items()))
 
@@ -174,13 +175,15 @@ class Models:
         return ClipSpec(**self._config(name)["clip"])
 
     def choices(self, name: str) -> list[SamplerChoice]:
-        """Every sampler, those that the model was made for first, each with its range of steps.
+        """Every sampler that the model can use, those that the model was made for first, each with its range of steps.
 
         Among those the package's default comes first, then the ones with few steps.
         """
         ranges: Mapping[str, Sequence[int]] = self._config(name)["recommended"]
         choices = []
         for sampler, facts in SAMPLERS.items():
+            if facts.jumps and sampler not in ranges:  # the network has not what it takes
+                continue
             low, high = ranges.get(sampler, (facts.min_steps, facts.max_steps))
             default = min(max(facts.default_steps, low), high)
             choices.append(SamplerChoice(sampler, not ranges or sampler in ranges, low, high, default))

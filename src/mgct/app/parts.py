@@ -340,7 +340,10 @@ def paced(progress: Generator[Progress, None, None]) -> Iterator[Progress]:
 
 def failure_html(error: UserError | Cancelled) -> str:
     """The status line of work that ended early for a reason the visitor knows or should."""
-    return status_html(CANCELLED) if isinstance(error, Cancelled) else status_html(str(error), "bad")
+    if isinstance(error, Cancelled):
+        return status_html(CANCELLED)
+    words = str(error)
+    return status_html(f"{words[:1].upper()}{words[1:]}.", "bad")
 
 
 def unexpected_html() -> str:

@@ -137,6 +137,7 @@ def launch_settings(
         "enable_monitoring": False,
         "show_error": False,
         "quiet": True,
+        "_frontend": False,  # or Gradio first fetches its own page and gives up after 3 s, which a busy machine needs
         "max_file_size": Limits().upload.file_bytes,
         "blocked_paths": [],
         "app_kwargs": {"middleware": [Middleware(Guard, folder=folder)]},

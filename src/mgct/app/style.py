@@ -11,7 +11,8 @@ CSS = """
 .clip .block { min-width: 0 !important; }
 .clip video { width: 100%; aspect-ratio: 1; image-rendering: pixelated; background: #000; }
 .clip .controls { display: block !important; position: static; width: auto; margin: 6px 0 0; opacity: 1; }
-.clip .controls .time, .clip .icon-button-wrapper, #video-upload [aria-label="Trim video"] { display: none; }
+.clip .controls .time, .clip .icon-button-wrapper { display: none; }
+#video-upload .icon-button-wrapper button:not([aria-label="Clear"]) { display: none; }
 .clip .controls .icon { flex: none; width: 22px; height: 22px; }
 .clip .caption p { margin: 0; font-size: 13px; line-height: 1.35; }
 .clip button { min-width: 0; white-space: normal; }
@@ -51,8 +52,8 @@ def theme() -> Any:
         block_title_padding="0",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
+        block_label_background_fill="*background_fill_primary",
+        block_label_background_fill_dark="*background_fill_primary",
         block_label_text_color="*neutral_800",
         block_label_text_color_dark="*neutral_100",
         button_primary_background_fill="*primary_600",

@@ -105,6 +105,12 @@ def sample(
         print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
 
 
+sample.when_alone = (  # type: ignore[attr-defined]
+    "sample needs a model and a folder for the clips: mgct sample RUN CLIPS, where RUN is a folder made by `mgct "
+    "train` (`make demo` makes one in minutes: runs/demo/run); mgct sample --help says the rest"
+)
+
+
 def start_processes() -> PartialState:
     """The processes that accelerate or torchrun started, or this one. Without a GPU they talk through gloo."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

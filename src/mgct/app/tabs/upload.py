@@ -23,9 +23,11 @@ def upload_tab(parts: Parts, kind: Kind) -> None:
     own = studio.models.clip(studio.models.names[0]).seconds
     with gr.Row():
         with gr.Column(scale=1, min_width=290):
-            gr.Markdown(f"A {other} for your {kind}: {own:g} s of it, from the start given below.")
-            label = f"Your {kind} (at most {studio.limits.upload.file_bytes / 1e6:.0f} MB)"
-            upload = _upload(kind, label)
+            most_mb = studio.limits.upload.file_bytes / 1e6
+            gr.Markdown(
+                f"A {other} for your {kind}: for {own:g} s of it, from the start given below. At most {most_mb:.0f} MB."
+            )
+            upload = _upload(kind)
             start_s = gr.Number(0, minimum=0, label="Start at (s)", elem_id=f"{kind}-start")
             most = min(MOST, studio.limits.clips)
             clips = gr.Slider(1, most, value=1, step=1, label="Clips", elem_id=f"{kind}-clips")
@@ -72,7 +74,8 @@ def upload_tab(parts: Parts, kind: Kind) -> None:
     parts.wire_cancel(stop, [event], status)
 
 
-def _upload(kind: Kind, label: str) -> Any:
+def _upload(kind: Kind) -> Any:
+    label = f"Your {kind}"
     if kind == "video":
         return gr.Video(sources=["upload"], label=label, elem_id="video-upload", height=220, buttons=[])
     return gr.Audio(
