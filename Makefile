@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-weights test-web docs lint format clean
+.PHONY: demo test test-slow test-weights test-web bench docs lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ test-web: $(READY)  ## the page in headless Chromium; gets Debian's chromium and
 	command -v chromium chromedriver >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,web]'
 	$(BIN)/python -m pytest tests/web/check_app.py
+
+bench: $(READY)  ## fails if the network takes over 15 % longer than stored, measured against plain convolutions
+	$(BIN)/python benchmarks/gate.py
 
 docs: $(READY)  ## the documentation site, site/index.html; a broken link, a missing anchor or a missing docstring fails
 	$(BIN)/ruff check --select D src

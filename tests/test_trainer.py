@@ -360,6 +360,9 @@ def test_sigterm_saves_and_resume_goes_on(tiny_shards, tmp_path):
     averaged = read_checkpoint(run).tensors("ema")
     assert all(torch.equal(exported[key], averaged[key]) for key in averaged)
     assert json.loads((run / "model" / "model_index.json").read_text())["clip"]["frames"] == 4
+    card = (run / "model" / "README.md").read_text()
+    assert f"- Steps: {stopped + 2}." in card
+    assert "learning_rate" in card
 
 
 @pytest.mark.slow

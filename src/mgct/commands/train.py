@@ -13,12 +13,14 @@ import torch
 import yaml
 from torch import nn
 
+from mgct import __version__
 from mgct.checkpoint import list_checkpoints, read_checkpoint
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
+from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.pipeline import AVPipeline
@@ -120,7 +122,18 @@ def train(
         folder = out / name
         kind = objective.stage if objective.stage == 1 or not consistency.jump.needs_target_time else "map"
         pipe = AVPipeline(network, clip, RECOMMENDED[kind])
-        _replace_folder(pipe, folder, {"step": step, "stage": objective.stage})
+        facts = ModelFacts(
+            name=out.name,
+            clip=clip,
+            parameters=count_parameters(network),
+            recommended=RECOMMENDED[kind],
+            data=data,
+            step=step,
+            stage=objective.stage,
+            settings=yaml.safe_load(config_yaml or "{}"),
+            version=__version__,
+        )
+        _replace_folder(pipe, folder, facts)
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator)
@@ -194,14 +207,15 @@ def _make_run_folder(out: Path, config_yaml: str) -> None:
         raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _replace_folder(pipe: AVPipeline, folder: Path, facts: dict[str, Any]) -> None:
-    """Save the pipeline beside ``folder``, with ``training.json``, then put it in its place."""
+def _replace_folder(pipe: AVPipeline, folder: Path, facts: ModelFacts) -> None:
+    """Save the pipeline beside ``folder``, with ``training.json`` and its card, then put it in its place."""
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         pipe.save_pretrained(draft)  # type: ignore[attr-defined]
-        (draft / "training.json").write_text(json.dumps(facts) + "\n")
+        (draft / "training.json").write_text(json.dumps({"step": facts.step, "stage": facts.stage}) + "\n")
+        (draft / "README.md").write_text(model_card(facts))
     except OSError as error:
         raise UserError(f"{folder}: the model could not be written ({error.strerror})") from error
     if folder.exists():
