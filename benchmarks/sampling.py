@@ -113,9 +113,9 @@ def allowed(name: str, calls: int) -> bool:
 
 
 def table(title: str, cell: Callable[[str, int], str]) -> str:
-    """A Markdown table, samplers down and calls across."""
+    """A Markdown table, samplers down and calls across; those that want more than a denoiser are left out."""
     lines = [f"| {title} | " + " | ".join(str(calls) for calls in CALLS) + " |", "|---|" + "---|" * len(CALLS)]
-    for name in samplers.SAMPLERS:
+    for name in (name for name, sampler in samplers.SAMPLERS.items() if not sampler.jumps):
         cells = [cell(name, calls) if allowed(name, calls) else "" for calls in CALLS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import psutil
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from mgct import AVPipeline, AVSample, ClipSpec
-from mgct.clip_folder import sample_to_folder
-from mgct.data.media import read_clip
+from mgct.clip_folder import load_clips, sample_to_folder
+from mgct.commands.sample import sample
+from mgct.data.media import AudioReader, VideoReader, read_clip
 from mgct.errors import UserError
 from mgct.pipeline import SamplingOptions
+from tests.media_files import write_media
 from tests.test_unet import randomised
 
 CLIP = ClipSpec(frames=4, fps=10, size=8, sample_rate_hz=160)
@@ -105,3 +108,39 @@ def test_the_record_tells_enlarged_clips_from_others(model, tmp_path):
     assert sample_to_folder(pipe, tmp_path, 2, options, **how).found == 2
     with pytest.raises(UserError, match=r"made otherwise.*upsampler"):
         sample_to_folder(pipe, tmp_path, 2, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("silent.mp4", "audio", r"silent\.mp4: no audio: .*; give a file with sound"),
+        ("deaf.wav", "video", r"deaf\.wav: no video: .*; give a file with a picture"),
+        ("none.wav", "audio", r"none\.wav: unreadable: not a file"),
+        ("short.mp4", "audio", r"short\.mp4 lasts 0\.2\d s; the clip needs 0\.4 s"),
+        ("short.mp4", "video", r"short\.mp4 lasts 0\.2\d s; the clip needs 0\.4 s"),
+    ],
+)
+def test_a_given_file_that_will_not_do_is_named(model, tmp_path, name, option, message):
+    write_media(tmp_path / "silent.mp4", acodec=None)
+    write_media(tmp_path / "deaf.wav", vcodec=None, acodec="pcm_s16le")
+    write_media(tmp_path / "short.mp4", seconds=0.2)
+    with pytest.raises(UserError, match=message):
+        sample(str(model), tmp_path / "out", **{option: tmp_path / name})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+def test_given_media_of_any_rate_are_in_the_clips(model, tmp_path, rate):
+    given = tmp_path / "given.mkv"
+    write_media(given, fps=Fraction(30000, 1001), rate=rate, seconds=1.0, layout="stereo")
+    made = {}
+    for option in ("audio", "video"):
+        sample(str(model), tmp_path / option, num=1, steps=2, format="safetensors", **{option: given})
+        made[option] = load_clips(tmp_path / option / "clips_000000-000000.safetensors")[0]
+    with AudioReader(given, sample_rate_hz=CLIP.sample_rate_hz) as reader:
+        sound = torch.from_numpy(reader.read(CLIP.audio_samples)) / 32768
+    with VideoReader(given, fps=CLIP.fps, size=CLIP.size, fit="crop") as reader:
+        picture = torch.from_numpy(reader.read(CLIP.frames)).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(made["audio"].audio[0, 0], sound, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made["video"].video[0], picture, atol=0.01, rtol=0)
+    assert (made["audio"].video[0] - picture).abs().mean() > 0.05

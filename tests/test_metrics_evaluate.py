@@ -219,7 +219,7 @@ def test_protocols_are_what_they_are_named() -> None:
         get_protocol("fvd")
 
 
-def test_only_cards_of_one_harness_compare(real: MemorySource, fake: MemorySource) -> None:
+def test_only_cards_of_one_harness_compare(real: MemorySource, fake: MemorySource, tmp_path: Path) -> None:
     card = measured(real, fake)
     table = comparison([card, card], ["ours", "theirs"])
     assert "| ours | " in table
@@ -237,6 +237,9 @@ def test_only_cards_of_one_harness_compare(real: MemorySource, fake: MemorySourc
             comparison([card, change])
     with pytest.raises(UserError, match="no metric card"):
         MetricCard.from_json("{}")
+    (tmp_path / "mine.json").write_text("no card")
+    with pytest.raises(UserError, match=r"mine\.json is no metric card"):
+        MetricCard.load(tmp_path / "mine.json")
 
 
 def test_the_choice_of_clips_is_the_seeds(real: MemorySource, fake: MemorySource) -> None:

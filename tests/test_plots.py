@@ -1,15 +1,21 @@
 """What the figures show, read back from their axes and pixels."""
 
 import io
+import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from mgct import AVSample, ClipSpec
+from mgct.clip_folder import save_clips
+from mgct.commands.plot import plot_clips, plot_compare, plot_sheet
+from mgct.data.media import write_mp4
 from mgct.errors import UserError
 from mgct.plots import FLOOR_DB, animated_sheet, clips_figure, compare_figure, loss_figure, spectrogram_db
+from mgct.types import quantise
 
 CLIP = ClipSpec(frames=4, fps=10, size=8, sample_rate_hz=2560)
 
@@ -93,3 +99,40 @@ def test_animated_sheet_plays_each_clip_in_turn_or_all_at_once():
     assert torch.equal(video[:, :, 2:10, 26:34], expected)
     with pytest.raises(UserError, match="'sequential' or 'mixed'"):
         animated_sheet(some, CLIP, "loud")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same clips as samples without loss that say what they are, and as videos that do not."""
+    samples, videos = tmp_path_factory.mktemp("samples"), tmp_path_factory.mktemp("videos")
+    clip = replace(CLIP, size=16, sample_rate_hz=8000)
+    some = AVSample(video=torch.zeros(2, *clip.video_shape), audio=torch.zeros(2, *clip.audio_shape))
+    save_clips(some, samples, clip, format="safetensors")
+    (samples / "sampling.json").write_text(json.dumps({"clip": asdict(clip), "seconds": None}))
+    stored = quantise(some)
+    for number in range(2):
+        path = videos / f"{number}.mp4"
+        write_mp4(path, stored.video[number], stored.audio[number], fps=clip.fps, sample_rate_hz=clip.sample_rate_hz)
+    return samples, videos
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_videos_are_compared_as_clips_of_the_side_that_says_what_they_are(folders, tmp_path, order):
+    samples, videos = folders
+    plot_compare(*map(str, (samples, videos)[::order]), tmp_path / "compared.png", num=2)
+    assert (tmp_path / "compared.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_drawn_is_said(folders, tmp_path):
+    samples = str(folders[0])
+    with pytest.raises(UserError, match="num must be at least 1"):
+        plot_clips(samples, tmp_path / "a.png", num=0)
+    with pytest.raises(UserError, match="two with a comma"):
+        plot_compare(samples, samples, tmp_path / "a.png", names="one")
+    with pytest.raises(UserError, match=r"ends in \.mp4"):
+        plot_sheet(samples, tmp_path / "a.avi")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        plot_clips(str(tmp_path / "nowhere"), tmp_path / "a.png")
+    with pytest.raises(UserError, match="cannot be written"):
+        plot_clips(samples, tmp_path / "a.xyz")
+    assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,9 @@ def plot_compare(
         names: what to call the two, with a comma between.
     """
     upper, _, lower = names.partition(",")
-    below, spec = _first(others, clip, num)
+    if not upper or not lower:
+        raise UserError(f"names must be two with a comma between, as in real,generated; got {names!r}")
+    below, spec = _first(others, clip or clip_of(others) or clip_of(clips), num)
     above, _ = _first(clips, clip or spec, num)
     _save(plots.compare_figure({upper: above, lower: below}, spec), out)
 
@@ -65,6 +67,8 @@ def plot_sheet(
         num: how many.
         sound: one clip after the other, or all at once.
     """
+    if out.suffix.lower() != ".mp4":
+        raise UserError(f"{out}: a sheet is an mp4; name a file that ends in .mp4")
     first, spec = _first(clips, clip, num)
     video, audio = plots.animated_sheet(first, spec, sound)
     write_mp4(out, video, audio, fps=spec.fps, sample_rate_hz=spec.sample_rate_hz)
@@ -97,6 +101,8 @@ def clip_of(source: str) -> ClipSpec | None:
 
 def _first(source: str, clip: ClipSpec | None, num: int) -> tuple[AVSample, ClipSpec]:
     """The first ``num`` clips of a source in [-1, 1], and their facts."""
+    if num < 1:
+        raise UserError(f"num must be at least 1, got {num}")
     opened = open_source(source, clip or clip_of(source))
     if not len(opened):
         raise UserError(f"{source}: no clips there")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
-from mgct.data.media import AudioReader, VideoReader
+from mgct.data.media import AudioReader, MediaError, VideoReader
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
@@ -150,10 +150,14 @@ def _given(
     frames = pipe.clip.frames if seconds is None else round(seconds * pipe.clip.fps)
     clip = replace(pipe.clip, frames=frames)
     start = AVSample(video=torch.zeros(1, 0, *clip.video_shape[1:]), audio=torch.zeros(1, 1, 0))
-    if audio is not None:
-        start.audio = _read_sound(audio, clip)
-    if video is not None:
-        start.video = _read_picture(video, clip)
+    try:
+        if audio is not None:
+            start.audio = _read_sound(audio, clip)
+        if video is not None:
+            start.video = _read_picture(video, clip)
+    except MediaError as error:
+        kind = "sound" if audio is not None else "a picture"
+        raise UserError(f"{audio or video}: {error}; give a file with {kind}") from error
     return Given(start, method, scale)
 
 

@@ -120,7 +120,7 @@ class MetricCard:
             content["real"], content["fake"] = Side(**content["real"]), Side(**content["fake"])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"this is no metric card: {error}") from error
+            raise UserError(f"no metric card: {error}") from error
 
     def to_markdown(self) -> str:
         """The card for people."""
@@ -168,7 +168,10 @@ class MetricCard:
         """
         if not path.is_file():
             raise UserError(f"no metric card at {path}")
-        return cls.from_json(path.read_text())
+        try:
+            return cls.from_json(path.read_text())
+        except (UserError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no metric card ({error}); give the .json that `mgct evaluate` wrote") from error
 
 
 def differences(first: MetricCard, second: MetricCard) -> list[str]:

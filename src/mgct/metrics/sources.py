@@ -215,6 +215,10 @@ def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "
     """
     folder = Path(source)
     if str(source).startswith("world:") or not folder.is_dir():
+        if not any(mark in str(source) for mark in ":*{") and not folder.exists():
+            raise UserError(
+                f"{source} does not exist: give a folder of videos, of samples or of shards, or world:NAME:COUNT"
+            )
         if "://" in str(source):
             raise UserError(f"{source}: clips are read in any order here; download the shards first")
         return StoredSource(str(source), spec, split)
