@@ -52,7 +52,6 @@ _MAP: dict[str, Any] = {
     "grid": "LogSnrGrid",
     "weight": "InverseReach",
     "ratio": {"value": 0.8},
-    "share": 0.5,
 }
 
 
@@ -69,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mgct-paper-w0.5": {"ratio": {"value": 0.5}},
     "mgct-paper-w0.7": {"ratio": {"value": 0.7}},
     "mgct-eps": _END,
-    "mgct-map": _MAP,
+    "mgct-map": {**_MAP, "share": 0.5},
     "eps-data": {**_END, "direction": "DataDirection"},
     "eps-teacher": {**_END, "direction": "TeacherDirection"},
     "eps-huber": {**_END, "distance": "PseudoHuber"},
@@ -86,7 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "map-data": {**_MAP, "direction": "DataDirection"},
     "map-teacher": {**_MAP, "direction": "TeacherDirection"},
     "map-huber": {**_MAP, "distance": "PseudoHuber"},
-    "map-share1": {**_MAP, "share": 1.0},
+    "map-share1": _MAP,
     "map-share0.25": {**_MAP, "share": 0.25},
     "map-decay0": {**_MAP, "decay": {"value": 0.0}},
     "map-decay0.99": {**_MAP, "decay": {"value": 0.99}},
