@@ -24,7 +24,7 @@ demo: $(READY)  ## a small world, prepared, learned through both stages in about
 	@echo "clips: $(DEMO)/clips/*.mp4   contact sheet: $(DEMO)/contact_sheet.png   loss curve: $(DEMO)/loss.png"
 
 test: $(READY)  ## the whole suite, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## what takes minutes, or fetches weights
 	$(BIN)/python -m pytest -m slow
