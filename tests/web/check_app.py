@@ -60,6 +60,7 @@ def url(zoo, tmp_path_factory):
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     command = [sys.executable, "-m", "mgct.cli", "app", str(zoo), "--port", str(port), "--device", "cpu"]
+    command += ["--most_seconds", "100000"]  # the machine may be busy
     said, temporary = tmp_path_factory.mktemp("server") / "output.txt", tmp_path_factory.mktemp("temporary")
     with said.open("w") as output:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}

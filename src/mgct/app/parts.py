@@ -36,11 +36,13 @@ CANCELLED = "Cancelled; finished clips are kept."
 
 @dataclass(frozen=True)
 class Choice:
-    """The controls that make `Settings`."""
+    """The controls that make `Settings`, and the events after which they agree with a new model or sampler."""
 
     model: Any
     sampler: Any
     steps: Any
+    model_settled: Any
+    sampler_settled: Any
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ class Parts:
         def range_of(choice: SamplerChoice) -> Any:
             return gr.update(minimum=choice.low, maximum=choice.high, value=choice.default)
 
-        model.change(samplers_of, model, [sampler, steps], **QUIET)
-        sampler.input(steps_of, [model, sampler], steps, **QUIET)
-        return Choice(model, sampler, steps)
+        model_settled = model.change(samplers_of, model, [sampler, steps], **QUIET)
+        sampler_settled = sampler.input(steps_of, [model, sampler], steps, **QUIET)
+        return Choice(model, sampler, steps, model_settled, sampler_settled)
 
     def seed(self, prefix: str) -> Any:
         """A seed, and a button for another one."""
@@ -208,25 +210,31 @@ class Parts:
         except UserError as error:
             return str(error)
 
-    def cost(self, controls: Sequence[Any], function: Callable[..., str], models: Sequence[Any]) -> Any:
-        """A line that tells the cost when the page opens and whenever a control changes.
+    def cost(self, choices: Sequence[Choice], others: Sequence[Any], function: Callable[..., str]) -> tuple[Any, Any]:
+        """A line that tells the cost when the page opens and whenever a control changes; a model is timed when chosen.
 
         Args:
-            controls: what the cost depends on.
-            function: their values → the line.
-            models: those of the controls that choose a model, which is timed when it is chosen.
+            choices: what the cost depends on,
+            others: and on these controls.
+            function: values of model, sampler and steps of each choice and of the others → the line.
+
+        Returns:
+            The line, and the controls in the order of the function's arguments.
         """
         line = gr.Markdown(elem_classes="cost")
-        controls = list(controls)
-        for control in controls:
-            control.change(function, controls, line, **QUIET)
-        self.blocks.load(function, controls, line, **QUIET)
-        for model in models:
-            for trigger in (self.blocks.load, model.change):
+        controls = [control for choice in choices for control in (choice.model, choice.sampler, choice.steps)]
+        controls += others
+        tell: dict[str, Any] = {"fn": function, "inputs": controls, "outputs": line, **QUIET}
+        self.blocks.load(**tell)
+        for control in (*(choice.steps for choice in choices), *others):
+            control.change(**tell)
+        for choice in choices:
+            choice.sampler_settled.then(**tell)
+            for trigger in (self.blocks.load, choice.model_settled.then):
                 trigger(
-                    self._measure, model, None, **USES_MODEL, show_progress="hidden", api_visibility="private"
-                ).then(function, controls, line, **QUIET)
-        return line
+                    self._measure, choice.model, None, **USES_MODEL, show_progress="hidden", api_visibility="private"
+                ).then(**tell)
+        return line, controls
 
     def _measure(self, model: str) -> None:
         self.studio.measure(model)

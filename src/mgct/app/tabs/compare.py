@@ -40,8 +40,7 @@ def compare_tab(parts: Parts) -> None:
         sides = parts.cost_of(model_a, sampler_a, steps_a, clips), parts.cost_of(model_b, sampler_b, steps_b, clips)
         return "  \n".join(f"{letter}: {words}" for letter, words in zip("AB", sides, strict=True))
 
-    controls = [a.model, a.sampler, a.steps, b.model, b.sampler, b.steps, clips]
-    cost = parts.cost(controls, cost_of, [a.model, b.model])
+    cost, controls = parts.cost([a, b], [clips], cost_of)
     run, stop = parts.run_buttons("Compare", "compare")
     status = parts.status("Nothing compared yet.", "compare")
     sides: list[list[Any]] = []

@@ -24,8 +24,7 @@ def generate_tab(parts: Parts) -> None:
             clips = gr.Slider(1, most, value=min(4, most), step=1, label="Clips", elem_id="generate-clips")
             choice = parts.choice("generate")
             seed = parts.seed("generate")
-            controls = [choice.model, choice.sampler, choice.steps, clips]
-            cost = parts.cost(controls, parts.cost_of, [choice.model])
+            cost, controls = parts.cost([choice], [clips], parts.cost_of)
             run, stop = parts.run_buttons("Generate", "generate")
         with gr.Column(scale=3, min_width=300):
             status = parts.status("Nothing made yet.", "generate")

@@ -40,8 +40,7 @@ def upload_tab(parts: Parts, kind: Kind) -> None:
             with gr.Accordion("Sampler, steps and seed", open=False, elem_id=f"{kind}-more"):
                 choice = parts.choice(kind)
                 seed = parts.seed(kind)
-            controls = [choice.model, choice.sampler, choice.steps, clips, guided]
-            cost = parts.cost(controls, parts.cost_of, [choice.model])
+            cost, controls = parts.cost([choice], [clips, guided], parts.cost_of)
             run, stop = parts.run_buttons(f"Make the {other}", kind)
         with gr.Column(scale=3, min_width=300):
             status = parts.status("The upload is removed from the server as soon as it has been decoded.", kind)
