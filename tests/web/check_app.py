@@ -26,6 +26,7 @@ from mgct.data.media import probe, write_mp4
 CLIP = ClipSpec(frames=8, fps=10.0, size=16, sample_rate_hz=2560)
 RANGES = {"dpm-solver++": [4, 50], "ddim": [4, 1000], "consistency": [1, 8]}
 WAIT_S = 240.0
+SCROLL_TO = "arguments[0].scrollIntoView({block: 'center'}); return arguments[0].getBoundingClientRect().top"
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +133,10 @@ class Visitor:
 
     def click(self, selector: str) -> None:
         element = self.driver.find_element(By.CSS_SELECTOR, selector)
-        self.js("arguments[0].scrollIntoView({block: 'center'})", element)
+        before = None
+        while (place := self.js(SCROLL_TO, element)) != before:  # what is above may still change its height
+            before = place
+            time.sleep(0.15)
         element.click()
 
     def tab(self, words: str) -> None:
