@@ -67,7 +67,15 @@ def test_a_layout_trains_as_one_process_does(stopped, layout):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("before", "after"), [("one", "fsdp"), ("fsdp", "one"), ("two", "fsdp"), ("fsdp", "two")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("one", "fsdp"),
+        ("fsdp", "one"),
+        pytest.param("two", "fsdp", marks=pytest.mark.slow),
+        pytest.param("fsdp", "two", marks=pytest.mark.slow),
+    ],
+)
 def test_checkpoints_of_one_layout_load_in_another(stopped, undisturbed, tiny_shards, tmp_path, before, after):
     run = tmp_path / "run"
     run.mkdir()
