@@ -43,7 +43,7 @@ bench: $(READY)  ## fails if the network takes over 15 % longer than stored, mea
 	$(BIN)/python benchmarks/gate.py
 
 docs: $(READY)  ## the documentation site, site/index.html; a broken link, a missing anchor or a missing docstring fails
-	$(BIN)/ruff check --select D src
+	$(BIN)/ruff check src
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(READY)

@@ -5,6 +5,10 @@
 It draws clips of both worlds (0.8 s, 8 frames of 64×64, 16 kHz), keeps them in --work, trains the network on one
 thread to name the class, the scene's factors and the strength of each kind of damage, and writes the weights and
 `compact_video.json` (accuracy on held-out clips, settings). Minutes of CPU time each; the clips are drawn once.
+
+    python benchmarks/train_compact.py video --work compact-work --probe
+
+trains nothing of the network: it says how well a linear classifier of the bundled network's features tells the classes.
 """
 
 from __future__ import annotations
@@ -212,12 +216,42 @@ def quality(
     return {"accuracy": float(correct.mean()), "accuracy_by_world": sides, "damage_correlation": correlations}
 
 
+@torch.inference_mode()
+def features(network: nn.Module, make: Batch, data: Clips) -> Tensor:
+    """Features of the undamaged clips, (clips, 64)."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.arange(len(data.labels)).split(BATCH)
+    return torch.cat([network(make(data, rows, 0.0, generator)[0]) for rows in parts])
+
+
+def probe(network: nn.Module, make: Batch, data: Clips, held_out: Clips) -> dict[str, float]:
+    """Accuracy on held-out clips, of each world, of a logistic regression on the network's features."""
+    network.eval()
+    x, y = features(network, make, data), features(network, make, held_out)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, y = (x - mean) / std, (y - mean) / std
+    head = nn.Linear(x.shape[1], len(classes()))
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(head(x), data.labels) + 1e-4 * head.weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    right = (head(y).argmax(1) == held_out.labels).float().chunk(len(WORLDS))
+    return {name: float(part.mean()) for name, part in zip(WORLDS, right, strict=True)}
+
+
 def main() -> None:
     """Draw, train, state and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=("audio", "video"))
     parser.add_argument("--work", type=Path, required=True, help="folder for drawn clips")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and compact.json")
+    result = parser.add_mutually_exclusive_group(required=True)
+    result.add_argument("--out", type=Path, help="folder for the weights and compact.json")
+    result.add_argument("--probe", action="store_true", help="judge the bundled network, train none")
     parser.add_argument("--clips", type=int, default=2500, help="training clips of each world")
     parser.add_argument("--held-out", type=int, default=500, help="held-out clips of each world")
     parser.add_argument("--video-steps", type=int, default=1800)
@@ -232,6 +266,10 @@ def main() -> None:
     else:
         network = compact.CompactVideo().to(memory_format=torch.channels_last_3d)
         make, kinds, steps = video_batch, list(corruptions.VIDEO), options.video_steps
+    if options.probe:
+        bundled = compact.CompactAudioEncoder() if options.network == "audio" else compact.CompactVideoEncoder()
+        print(json.dumps(probe(bundled.network, make, data, held_out)))
+        return
     head = train(network, make, len(kinds), data, steps, options.seed)
     report = {
         "clips_of_each_world": options.clips,
