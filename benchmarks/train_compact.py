@@ -8,7 +8,8 @@ thread to name the class, the scene's factors and the strength of each kind of d
 
     python benchmarks/train_compact.py video --work compact-work --probe
 
-trains nothing of the network: it says how well a linear classifier of the bundled network's features tells the classes.
+trains nothing of the network: it fits a linear classifier of the bundled network's features to the classes of the
+training clips, and prints its accuracy on the held-out clips of each world.
 """
 
 from __future__ import annotations
