@@ -273,6 +273,19 @@ def test_generate_play_download_vary_lengthen(visit, url):
     assert visitor.complaints() == []
 
 
+def test_the_cost_follows_hurried_choices(visit):
+    """A new model is being timed while its sampler and steps are chosen: no line of before comes last, nothing fails."""
+    visitor = visit()
+    for model, sampler, steps in (("second", "consistency", 7), ("first", "ddim", 900), ("second", "consistency", 3)):
+        visitor.choose("generate-model", model)
+        visitor.choose("generate-sampler", sampler)
+        visitor.slide("generate-steps", steps)
+        visitor.until(f"return document.querySelector('.cost').innerText.includes('× {steps} network calls')")
+    visitor.click("#generate-run")
+    assert "12 network calls" in visitor.says("generate", "4 made")
+    assert visitor.complaints() == []
+
+
 def test_compare_on_the_same_seed(visit):
     visitor = visit()
     visitor.tab("Compare")

@@ -44,14 +44,14 @@ def add_api(parts: Parts) -> None:
 
     @plain_errors()
     def generate(model: str, clips: int, sampler: str, steps: int, seed: int, request: gr.Request) -> Answer:
-        settings = Settings(model, sampler, int(steps), integer(seed))
+        settings = Settings(model, sampler, integer(steps), integer(seed))
         return files(studio.generate(session_of(request), settings, int(clips)))
 
     @plain_errors()
     def variations(
         model: str, clips: int, sampler: str, steps: int, seed: int, variation_of: list[int], request: gr.Request
     ) -> Answer:
-        settings = Settings(model, sampler, int(steps), integer(seed))
+        settings = Settings(model, sampler, integer(steps), integer(seed))
         path = [integer(number) for number in variation_of or [0]]
         return files(studio.variations(session_of(request), settings, path, int(clips)))
 
@@ -59,7 +59,7 @@ def add_api(parts: Parts) -> None:
     def lengthen(
         model: str, sampler: str, steps: int, seed: int, clip: int, seconds: float, request: gr.Request
     ) -> Answer:
-        settings = Settings(model, sampler, int(steps), integer(seed))
+        settings = Settings(model, sampler, integer(steps), integer(seed))
         return files(studio.lengthen_from_seed(session_of(request), settings, integer(clip), float(seconds)))
 
     def from_upload(kind: Kind) -> Callable[..., Answer]:
@@ -75,14 +75,14 @@ def add_api(parts: Parts) -> None:
             guided: bool,
             request: gr.Request,
         ) -> Answer:
-            settings = Settings(model, sampler, int(steps), integer(seed))
+            settings = Settings(model, sampler, integer(steps), integer(seed))
             return files(parts.from_upload(session_of(request), settings, clips, upload, kind, start_s, guided))
 
         return call
 
     @plain_errors()
     def cost(model: str, clips: int, sampler: str, steps: int) -> dict[str, Any]:
-        settings = Settings(model, sampler, int(steps))
+        settings = Settings(model, sampler, integer(steps))
         studio.measure(model)
         known = studio.cost(settings, int(clips))
         return {**vars(known), "seconds": known.seconds} if known else {}

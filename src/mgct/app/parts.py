@@ -36,7 +36,12 @@ CANCELLED = "Cancelled; finished clips are kept."
 
 @dataclass(frozen=True)
 class Choice:
-    """The controls that make `Settings`, and the events after which they agree with a new model or sampler."""
+    """The controls that make `Settings`, and the events after which they agree with a new model or sampler.
+
+    ``sampler`` and ``steps`` are hidden copies of what the visitor sees. Gradio checks the value of a list or a slider
+    against what the server holds of it, and fails where the browser has not yet heard of new choices; a copy has no
+    choices or range, and `Settings` checks it.
+    """
 
     model: Any
     sampler: Any
@@ -102,20 +107,27 @@ class Parts:
             elem_id=f"{prefix}-steps",
         )
 
+        asked_sampler, asked_steps = (
+            gr.Textbox(sampler.value, visible="hidden"),
+            gr.Number(steps.value, visible="hidden"),
+        )
+        for shown, asked in ((sampler, asked_sampler), (steps, asked_steps)):
+            shown.change(None, shown, asked, js="value => value", api_visibility="private")
+
         def samplers_of(model: str) -> list[Any]:
             choices = models.choices(model)
             labels = [(sampler_label(choice), choice.name) for choice in choices]
-            return [gr.update(choices=labels, value=choices[0].name), range_of(choices[0])]
+            return [gr.update(choices=labels, value=choices[0].name), choices[0].name, *range_of(choices[0])]
 
-        def steps_of(model: str, sampler: str) -> Any:
+        def steps_of(model: str, sampler: str) -> list[Any]:
             return range_of(next(choice for choice in models.choices(model) if choice.name == sampler))
 
-        def range_of(choice: SamplerChoice) -> Any:
-            return gr.update(minimum=choice.low, maximum=choice.high, value=choice.default)
+        def range_of(choice: SamplerChoice) -> list[Any]:
+            return [gr.update(minimum=choice.low, maximum=choice.high, value=choice.default), choice.default]
 
-        model_settled = model.change(samplers_of, model, [sampler, steps], **QUIET)
-        sampler_settled = sampler.input(steps_of, [model, sampler], steps, **QUIET)
-        return Choice(model, sampler, steps, model_settled, sampler_settled)
+        model_settled = model.change(samplers_of, model, [sampler, asked_sampler, steps, asked_steps], **QUIET)
+        sampler_settled = sampler.input(steps_of, [model, sampler], [steps, asked_steps], **QUIET)
+        return Choice(model, asked_sampler, asked_steps, model_settled, sampler_settled)
 
     def seed(self, prefix: str) -> Any:
         """A seed, and a button for another one."""
@@ -205,7 +217,7 @@ class Parts:
     def cost_of(self, model: str, sampler: str, steps: int, clips: int, guided: bool = False) -> str:
         """What such a request will take, or why it cannot be."""
         try:
-            settings = Settings(model, sampler, int(steps))
+            settings = Settings(model, sampler, integer(steps))
             return cost_words(self.studio.cost(settings, int(clips), method="guided" if guided else "replacement"))
         except UserError as error:
             return str(error)

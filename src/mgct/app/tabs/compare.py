@@ -68,12 +68,12 @@ def compare_tab(parts: Parts) -> None:
         yield [status_html("Starting…", done=0), *done[0], *done[1]]
         try:
             both = [
-                Settings(model_a, sampler_a, int(steps_a), integer(seed)),
-                Settings(model_b, sampler_b, int(steps_b), integer(seed)),
+                Settings(model_a, sampler_a, integer(steps_a), integer(seed)),
+                Settings(model_b, sampler_b, integer(steps_b), integer(seed)),
             ]
             for number, settings in enumerate(both):
                 letter, last = "AB"[number], None
-                for last in paced(studio.generate(session, settings, int(clips))):
+                for last in paced(studio.generate(session, settings, integer(clips))):
                     share = (number + last.done / last.total) / 2
                     yield [progress_html(last, letter, share), *same]
                 if last is not None:

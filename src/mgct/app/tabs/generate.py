@@ -37,8 +37,8 @@ def generate_tab(parts: Parts) -> None:
         session = session_of(request)
 
         def start() -> Generator[Progress, None, None]:
-            settings = Settings(model, sampler, int(steps), integer(seed))
-            return studio.generate(session, settings, int(clips))
+            settings = Settings(model, sampler, integer(steps), integer(seed))
+            return studio.generate(session, settings, integer(clips))
 
         yield from parts.show(start, session, shown, size, actions=True)
 

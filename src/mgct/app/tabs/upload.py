@@ -62,7 +62,7 @@ def upload_tab(parts: Parts, kind: Kind) -> None:
         session = session_of(request)
 
         def start() -> Generator[Progress, None, None]:
-            settings = Settings(model, sampler, int(steps), integer(seed))
+            settings = Settings(model, sampler, integer(steps), integer(seed))
             return parts.from_upload(session, settings, clips, path, kind, start_s, guided)
 
         yield from parts.show(start, session, shown, SHOWN, actions=False)
