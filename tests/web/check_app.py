@@ -274,7 +274,7 @@ def test_generate_play_download_vary_lengthen(visit, url):
 
 
 def test_the_cost_follows_hurried_choices(visit):
-    """A new model is being timed while its sampler and steps are chosen: no line of before comes last, nothing fails."""
+    """A new model is being timed while its sampler and steps are chosen: no older line comes last, nothing fails."""
     visitor = visit()
     for model, sampler, steps in (("second", "consistency", 7), ("first", "ddim", 900), ("second", "consistency", 3)):
         visitor.choose("generate-model", model)
