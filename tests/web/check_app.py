@@ -132,7 +132,7 @@ class Visitor:
         return found
 
     def click(self, selector: str) -> None:
-        element = self.driver.find_element(By.CSS_SELECTOR, selector)
+        element = self.until("return document.querySelector(arguments[0])", selector)
         before = None
         while (place := self.js(SCROLL_TO, element)) != before:  # what is above may still change its height
             before = place
@@ -333,10 +333,14 @@ def test_an_awkward_upload_gets_a_clear_message_and_a_good_one_a_clip(visit, tmp
     # the file is gone by now, what was decoded of it is not
     visitor.click(f"#{kind}-more > button")
     visitor.click(f"#{kind}-fresh")
+    visitor.slide(f"{kind}-steps", 5)
     visitor.click(f"#{kind}-run")
     visitor.until(f"return document.querySelectorAll('[id^={kind}-][id$=-card] video').length === 2")
     visitor.says(kind, "1 made")
     assert len({video["src"] for video in visitor.videos(kind)}) == 2
+    captions = visitor.js(f"return [0, 1].map(n => document.querySelector(`#{kind}-${{n}}-card`).innerText)")
+    assert "5 calls" in captions[0]
+    assert "12 calls" in captions[1]
 
 
 def test_cancel_ends_the_work_and_the_next_request_runs(visit):
