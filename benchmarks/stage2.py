@@ -33,8 +33,8 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
+from variants import MAIN, VARIANTS, consistency_of, jumps, share_of_compute, with_variant
 
 from mgct import samplers
 from mgct.noise import NoiseSchedule
@@ -45,75 +45,6 @@ from mgct.types import AVSample
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = (1, 2, 4, 8, 12, 20)
 SCHEDULE = NoiseSchedule()
-
-_END: dict[str, Any] = {"ratio": {"value": 0.5}, "weight": "NoiseUnits"}
-_MAP: dict[str, Any] = {
-    "jump": "FlowMap",
-    "grid": "LogSnrGrid",
-    "weight": "InverseReach",
-    "ratio": {"value": 0.8},
-}
-
-
-def _points(count: int) -> dict[str, Any]:
-    return {"class_path": "LogSnrGrid", "init_args": {"num_points": count}}
-
-
-def _clean(share: float) -> dict[str, Any]:
-    return {"class_path": "FlowMap", "init_args": {"clean": share}}
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mm-diffusion": {},
-    "mgct-paper-w0.5": {"ratio": {"value": 0.5}},
-    "mgct-paper-w0.7": {"ratio": {"value": 0.7}},
-    "mgct-eps": _END,
-    "mgct-map": {**_MAP, "share": 0.5},
-    "eps-data": {**_END, "direction": "DataDirection"},
-    "eps-teacher": {**_END, "direction": "TeacherDirection"},
-    "eps-huber": {**_END, "distance": "PseudoHuber"},
-    "eps-gap": {**_END, "weight": "InverseGap"},
-    "eps-growing": {**_END, "grid": {"class_path": "UniformGrid", "init_args": {"growth_steps": 1000}}},
-    "map-unit": {**_MAP, "weight": "UnitWeight"},
-    "map-eps": {**_MAP, "weight": "NoiseUnits"},
-    "map-uniform-t": {**_MAP, "grid": "UniformGrid"},
-    "map-n20": {**_MAP, "grid": _points(20)},
-    "map-n200": {**_MAP, "grid": _points(200)},
-    "map-clean": {**_MAP, "jump": _clean(1.0)},
-    "map-half-clean": {**_MAP, "jump": _clean(0.5)},
-    "map-w0.5": {**_MAP, "ratio": {"value": 0.5}},
-    "map-data": {**_MAP, "direction": "DataDirection"},
-    "map-teacher": {**_MAP, "direction": "TeacherDirection"},
-    "map-huber": {**_MAP, "distance": "PseudoHuber"},
-    "map-share1": _MAP,
-    "map-share0.25": {**_MAP, "share": 0.25},
-    "map-decay0": {**_MAP, "decay": {"value": 0.0}},
-    "map-decay0.99": {**_MAP, "decay": {"value": 0.99}},
-}
-"""Name → settings of `mgct.stages.Consistency`, as in the YAML files; none: no second stage."""
-MAIN = ("mm-diffusion", "mgct-paper-w0.5", "mgct-eps", "mgct-map")
-
-
-def consistency_of(variant: str) -> Consistency:
-    """The settings as `mgct train` would read them."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Consistency, "consistency")
-    found: Consistency = parser.instantiate(parser.parse_object({"consistency": VARIANTS[variant]})).consistency
-    return found
-
-
-def jumps(variant: str) -> bool:
-    """Whether the variant's network has a second time input."""
-    return VARIANTS[variant].get("jump") is not None
-
-
-def cost(variant: str) -> float:
-    """Network evaluations per clip of a step: forward 1, backward 2; θ⁻ 1; φ 1 unless it is the data."""
-    if not VARIANTS[variant]:
-        return 3.0
-    settings = consistency_of(variant)
-    predicted = type(settings.direction).__name__ != "DataDirection"
-    return 3.0 + settings.share * (4.0 + predicted)
 
 
 def named_runs(variant: str) -> list[str]:
@@ -255,7 +186,7 @@ def toy(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], k
             if VARIANTS[name]:
                 objective = MGCT(SCHEDULE, Transfer(max_steps=0), consistency_of(name))
                 objective.start_stage_2(model, 0)
-            steps = round(options.steps * 3 / cost(name))
+            steps = share_of_compute(name, options.steps, 1)
             network = train_toy(model, objective, steps, seed + 100, lambda part: 1e-3 * min(1.0, 2 * (1 - part)))
             for sampler in named_runs(name):
                 for calls in CALLS:
@@ -297,19 +228,10 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
     config["train"].update(seed=seed, learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
-    config["transfer"] = {"delta": None, "max_steps": None}
-    config.pop("consistency")
-    batch = config["train"]["batch_size"]
-    if variant is None:
-        config["train"]["steps"] = round(options.stage_1_clips / batch)
-        return config
-    config["train"]["steps"] = round(options.stage_2_clips / batch * 3 / cost(variant))
-    if VARIANTS[variant]:
-        config["consistency"] = VARIANTS[variant]
-        config["transfer"] = {"max_steps": 0}
-    if jumps(variant):
-        config["model"]["target_time"] = True
-    return config
+    clips = options.stage_1_clips if variant is None else options.stage_2_clips
+    variant = variant or "mm-diffusion"
+    config["train"]["steps"] = share_of_compute(variant, clips, config["train"]["batch_size"])
+    return with_variant(config, variant)
 
 
 def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]) -> None:
@@ -335,8 +257,7 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
                         continue
                     if metric is None:
                         real = open_source(f"world:{options.world}:{options.real}", clip, "test")
-                        metric = RunningMetric(real, "compact", options.real)
-                        metric.num = options.num  # the same for all, which is what the number of clips must be
+                        metric = RunningMetric(real, "compact", options.num, num_real=options.real)
                     clips = pipe(
                         num_clips=options.num,
                         steps=calls,

@@ -464,19 +464,27 @@ class RunningMetric:
     Args:
         real: reference clips.
         protocol: whose numbers.
-        num: clips a side.
+        num: generated clips.
         seed: of the choice of real clips.
         device: where encoders run.
+        num_real: real clips; None: as many as generated ones.
     """
 
     def __init__(
-        self, real: ClipSource, protocol: str = "compact", num: int = 256, seed: int = 0, device: str = "cpu"
+        self,
+        real: ClipSource,
+        protocol: str = "compact",
+        num: int = 256,
+        seed: int = 0,
+        device: str = "cpu",
+        num_real: int | None = None,
     ) -> None:
         self.protocol = get_protocol(protocol)
         self.plan = _Plan(self.protocol.encoders, (), device, self.protocol.clip, None)
         self.num = num
         with _Runner((real,), self.plan, 1) as runner:
-            self.real = _measure(runner, 0, choose(len(real), num, seed), self.protocol.batch_size, progress=False)
+            chosen = choose(len(real), num if num_real is None else num_real, seed)
+            self.real = _measure(runner, 0, chosen, self.protocol.batch_size, progress=False)
 
     def __call__(self, fake: AVSample, spec: ClipSpec) -> dict[str, float]:
         """Metric name → value of generated clips, stored or model form; also the synchrony score and lag.
