@@ -1,6 +1,6 @@
 """Let a page served by `mgct app` make clips for this program.
 
-mgct app runs/demo/run &
+mgct app landscape &
 python examples/client.py http://127.0.0.1:7860 clips --sound thunder.wav
 """
 

@@ -1,6 +1,6 @@
 """Generate clips with sound from a trained model, and a variation of the first.
 
-python examples/generate.py runs/demo/run clips
+python examples/generate.py runs/demo-train/run clips
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Make videos for the sound of a file, and one of them twice as long.
 
-python examples/sound_to_video.py runs/demo/run thunder.wav clips
+python examples/sound_to_video.py runs/demo-train/run thunder.wav clips
 """
 
 from __future__ import annotations

@@ -185,7 +185,12 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     model, draft = task.run / "model", task.packed.with_name(f".{task.role}.draft")
     done = before.run_from + json.loads((model / "training.json").read_text())["step"]
     rows = [json.loads(line) for line in (task.run / "metrics.jsonl").read_text().splitlines()]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    threads = torch.get_num_threads()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{threads} {platform.machine()} thread" + "s" * (threads > 1)
+    )
     piece = Piece(done - before.steps, round(seconds, 1), device, rows[-1]["loss"] if rows else None)
     progress = Progress(before.of, before.batch_size, done, before.run_from, [*before.pieces, asdict(piece)])
     shutil.rmtree(draft, ignore_errors=True)

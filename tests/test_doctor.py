@@ -51,15 +51,6 @@ def test_a_failed_check_is_reported_and_told_by_the_exit_status(capsys, monkeypa
     assert "self-test failed" in err
 
 
-@pytest.mark.parametrize(("command", "words"), [("sample", "mgct sample RUN CLIPS"), ("app", "no saved model")])
-def test_a_command_alone_says_how_to_get_a_model(capsys, monkeypatch, tmp_path, command, words):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main([command]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line
-    assert "make demo" in line
-
-
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory):
     pytest.importorskip("shtab")

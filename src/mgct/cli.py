@@ -168,8 +168,8 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     """
     from jsonargparse import ArgumentError
 
-    if not arguments and hasattr(function, "when_alone"):  # better than the names of what is missing
-        raise UserError(function.when_alone)
+    if not arguments:
+        arguments = getattr(function, "when_alone", [])
     parser = make_parser(function, prog)
     leading = getattr(function, "optional_argument", None)  # may stand first without its name
     if leading and arguments and not arguments[0].startswith("-"):

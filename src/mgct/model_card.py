@@ -27,6 +27,8 @@ class ModelFacts:
         metrics: name → value, as measured.
         licence: of the weights, an SPDX name; empty: nobody has said.
         version: of this package; empty: not known.
+        address: what ``AVPipeline.from_pretrained`` and ``mgct sample`` find it by.
+        cost: what it was trained on and how long, in words; empty: not known.
     """
 
     name: str
@@ -40,6 +42,8 @@ class ModelFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
     version: str = ""
+    address: str = "path/to/this/folder"
+    cost: str = ""
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -89,13 +93,13 @@ def _use(facts: ModelFacts) -> str:
     steps = min(max(12, fewest), most)
     return (
         "## Use\n\n"
-        "The folder needs nothing but the package `mgct`:\n\n"
+        "It needs nothing but the package `mgct`:\n\n"
         "```python\n"
         "from mgct import AVPipeline\n\n"
-        'pipe = AVPipeline.from_pretrained("path/to/this/folder")\n'
+        f'pipe = AVPipeline.from_pretrained("{facts.address}")\n'
         f'clips = pipe(num_clips=4, steps={steps}, sampler="{name}", seed=0)  # video and audio in [-1, 1]\n'
         "```\n\n"
-        "or `mgct sample path/to/this/folder clips`, which writes mp4 files."
+        f"or `mgct sample {facts.address} clips`, which writes mp4 files."
     )
 
 
@@ -120,6 +124,8 @@ def _training(facts: ModelFacts) -> str:
     if facts.stage is not None:
         losses = {1: "the multimodal loss alone", 2: "the multimodal and the consistency loss"}
         said.append(f"- Stage: {facts.stage}, {losses[facts.stage]}.")
+    if facts.cost:
+        said.append(f"- Cost: {_line(facts.cost)}.")
     if facts.version:
         said.append(f"- Made with mgct {facts.version}.")
     return "\n".join(["## Training", "", *said])

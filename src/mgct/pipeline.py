@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
+from mgct.bundled import bundled_models
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
 from mgct.samplers import Known, Point, Predict
@@ -174,14 +175,21 @@ class AVPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub.
 
+        The names of `mgct.bundled.bundled_models`, such as ``landscape``, are those of models that come with the
+        package; a folder of that name goes before them.
+
         Raises:
             UserError: a path that is no such folder.
         """
         path = Path(pretrained_model_name_or_path)
+        bundled = bundled_models()
+        if not path.exists() and str(path) in bundled:
+            pretrained_model_name_or_path = path = bundled[str(path)]
         local = path.exists() or path.is_absolute() or str(pretrained_model_name_or_path).count("/") != 1
         if local and not (path / "model_index.json").is_file():
             raise UserError(
                 f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
+                + (f", or one of the models that come with mgct: {', '.join(bundled)}" if bundled else "")
             )
         return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
 

@@ -10,21 +10,25 @@ from typing import Any
 
 import torch
 
+from mgct.bundled import bundled_models
 from mgct.errors import UserError
 from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.samplers import SAMPLERS
 from mgct.types import ClipSpec
 
+RUNS = Path("runs")
+"""Where runs are looked for if no folder is named."""
 DEPTH = 2
 """Models are looked for in the folder and so many levels below."""
 
 
-def find_models(root: Path) -> dict[str, Path]:
+def find_models(root: Path | None = None) -> dict[str, Path]:
     """Every saved model at or below a folder.
 
     Args:
         root: a saved model, a run folder (whose model is in ``model/``), or a folder with some of these, at most two
-            levels down.
+            levels down; or the name of a model that comes with the package. None: what is below `RUNS`, and then all
+            of the latter.
 
     Returns:
         Name → folder with ``model_index.json``, by name. A run's model has the run's name; names are relative to
@@ -33,16 +37,27 @@ def find_models(root: Path) -> dict[str, Path]:
     Raises:
         UserError: there is none.
     """
+    bundled = bundled_models()
+    if root is None:
+        own = _saved_below(RUNS)
+        return {**own, **{name: folder for name, folder in bundled.items() if name not in own}}
+    if str(root) in bundled and not root.exists():
+        return {str(root): bundled[str(root)]}
+    found = _saved_below(root)
+    if not found:
+        raise UserError(
+            f"{root}: no saved model there; give a run folder made by `mgct train`, a saved model, a folder of them, "
+            f"or one that comes with mgct: {', '.join(bundled)}"
+        )
+    return found
+
+
+def _saved_below(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _folders(root):
         holder = folder.parent if folder.name == "model" else folder
         if (folder / "model_index.json").is_file():
             found[_name(holder, root)] = folder
-    if not found:
-        raise UserError(
-            f"{root}: no saved model there; give a run folder made by `mgct train` (`make demo` makes one in minutes), "
-            f"a saved model, or a folder of them"
-        )
     return dict(sorted(found.items()))
 
 

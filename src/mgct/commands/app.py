@@ -10,7 +10,7 @@ from mgct.app.server import check_access, serve
 
 
 def app(
-    model: Path = Path("runs"),
+    model: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     password: str | None = None,
@@ -21,7 +21,8 @@ def app(
     """Serve a web page to generate, compare and watch training with, on this machine alone unless --host says else.
 
     Args:
-        model: a run folder, a saved model, or a folder of them; the first argument may stand without its name.
+        model: a run folder, a saved model, a folder of them, or a model that comes with mgct: landscape or dance; the
+            first argument may stand without its name. If not given: what is in the folder runs, and the latter.
         host: address to bind to; another than loopback needs a password.
         port: number of the port.
         password: for the user `mgct`; better given in the environment variable MGCT_APP_PASSWORD.
@@ -31,12 +32,12 @@ def app(
     """
     import torch
 
-    from mgct.app.models import find_models, find_runs
+    from mgct.app.models import RUNS, find_models, find_runs
     from mgct.app.records import Limits
 
     password = password or os.environ.get("MGCT_APP_PASSWORD") or None
     check_access(host, password)
-    models, runs = find_models(model), find_runs(model)
+    models, runs = find_models(model), find_runs(model or RUNS)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limits = Limits(clips=most_clips, seconds=most_seconds)
     serve(lambda: build_app(models, runs, chosen, limits), print, host, port, password)

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from mgct.bundled import bundled_models
 from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import AudioReader, MediaError, VideoReader
@@ -24,7 +25,7 @@ from mgct.upsampler import UpsamplerUNet, upsample
 
 
 def find_pipeline(model: str) -> str:
-    """The saved pipeline that ``model`` names: its folder, or the run folder that holds it.
+    """The saved pipeline that ``model`` names: its folder, the run folder that holds it, or one that is bundled.
 
     Raises:
         UserError: there is none.
@@ -35,7 +36,13 @@ def find_pipeline(model: str) -> str:
             return str(candidate)
     if folder.exists():
         raise UserError(f"{model}: no saved model there (no model_index.json); give a run folder or its model/ folder")
-    raise UserError(f"{model}: no such model; give a run folder made by `mgct train`, or its model/ folder")
+    bundled = bundled_models()
+    if model in bundled:
+        return str(bundled[model])
+    raise UserError(
+        f"{model}: no such model; give a run folder made by `mgct train`, its model/ folder, or one of the models that "
+        f"come with mgct: {', '.join(bundled)}"
+    )
 
 
 def sample(
@@ -56,8 +63,11 @@ def sample(
 ) -> None:
     """Generate clips with sound into a folder. What is there already is kept; several processes share the work.
 
+    `mgct sample` alone is `mgct sample landscape clips`.
+
     Args:
-        model: a run folder made by `mgct train`, or a saved model's folder.
+        model: a run folder made by `mgct train`, a saved model's folder, or a model that comes with mgct: landscape or
+            dance.
         out: folder of the clips, made if need be.
         num: how many clips.
         sampler: ddpm, ddim, dpm-solver, dpm-solver++, unipc or consistency.
@@ -105,10 +115,7 @@ def sample(
         print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
 
 
-sample.when_alone = (  # type: ignore[attr-defined]
-    "sample needs a model and a folder for the clips: mgct sample RUN CLIPS, where RUN is a folder made by `mgct "
-    "train` (`make demo` makes one in minutes: runs/demo/run); mgct sample --help says the rest"
-)
+sample.when_alone = ["landscape", "clips"]  # type: ignore[attr-defined]
 
 
 def start_processes() -> PartialState:

@@ -1,0 +1,77 @@
+"""Put a trained model into the package: `mgct sample NAME`, `AVPipeline.from_pretrained("NAME")`.
+
+    python experiments/bundle.py micro landscape baseline CARD.json
+
+The weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, in half precision; the model is called as its
+world. CARD.json is a metric card of its samples, as `mgct evaluate` and `mgct reproduce` write them: its numbers go
+into the model's card. Only what was trained on nothing but the procedural worlds may be bundled under this licence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from run import PLAN, ROOT, Task
+
+from mgct import AVPipeline, __version__
+from mgct.bundled import FOLDER
+from mgct.metrics.card import MetricCard
+from mgct.model_card import ModelFacts, model_card
+from mgct.trainer import count_parameters
+
+LARGEST_BYTES = 20_000_000
+
+
+def bundle(task: Task, card_path: Path) -> Path:
+    """Copy the packed model and write its card."""
+    card = MetricCard.load(card_path)
+    parts = [task, *([task.parent] if task.parent else [])]
+    seconds = sum(piece["seconds"] for part in parts for piece in part.progress().pieces)
+    devices = {piece["device"] for part in parts for piece in part.progress().pieces}
+    steps = sum(part.progress().steps for part in parts)
+    clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
+    pipe: Any = AVPipeline.from_pretrained(task.packed)
+    config = task.config()
+    how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
+    facts = ModelFacts(
+        name=f"{task.world} ({task.size})",
+        clip=pipe.clip,
+        parameters=count_parameters(pipe.unet),
+        recommended=pipe.config.recommended,
+        data=config["data"],
+        step=steps,
+        stage=2 if "consistency" in config else 1,
+        settings={"experiment": f"{task.size}/{task.world}/{task.role}", "train": config["train"]},
+        metrics={f"{value.name}, {how}": value.value for value in card.values},
+        licence="Apache-2.0",
+        version=__version__,
+        address=task.world,
+        cost=f"{clips:,} clips, none twice, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
+    )
+    folder = FOLDER / task.world
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(task.packed, folder, ignore=shutil.ignore_patterns("progress.json"))
+    (folder / "README.md").write_text(model_card(facts))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LARGEST_BYTES:
+        raise SystemExit(f"{folder} has {size / 1e6:.1f} MB; at most {LARGEST_BYTES / 1e6:.0f} may be bundled")
+    return folder
+
+
+def main() -> None:
+    """Read the options and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=list(PLAN["sizes"]))
+    parser.add_argument("world", choices=PLAN["worlds"])
+    parser.add_argument("role", choices=list(PLAN["models"]))
+    parser.add_argument("card", type=Path)
+    options = parser.parse_args()
+    task = Task(options.size, options.world, options.role, ROOT / "runs" / "evidence")
+    print(bundle(task, options.card))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The models that come with the package."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgct import AVPipeline, cli
+from mgct.app.models import find_models
+from mgct.bundled import bundled_models
+from mgct.data.media import probe
+from mgct.errors import UserError
+
+NAMES = sorted(bundled_models())
+
+
+def test_there_are_some():
+    assert "landscape" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundled_model_loads_by_its_name_without_a_network_and_generates(name):
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise OSError('no network')\n"
+        "socket.socket.connect = socket.create_connection = refuse\n"
+        "from mgct import AVPipeline\n"
+        "pipe = AVPipeline.from_pretrained(sys.argv[1])\n"
+        "clips = pipe(num_clips=2, steps=8, progress=False)\n"
+        "assert clips.video.shape == (2, *pipe.clip.video_shape) and clips.audio.shape == (2, *pipe.clip.audio_shape)\n"
+        "assert all(x.isfinite().all() and x.abs().max() <= 1 and x.std() > 0.01 for x in (clips.video, clips.audio))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, name], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundled_model_is_small_and_has_a_card(name):
+    folder = bundled_models()[name]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6
+    card = (folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "Apache-2.0"
+    for words in (f"world:{name}", "FVD-compact", "Cost:", "Steps:", f'from_pretrained("{name}")'):
+        assert words in card
+
+
+def test_a_folder_of_the_same_name_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundled_models()["landscape"], "landscape")
+    config = Path("landscape/model_index.json")
+    config.write_text(config.read_text().replace('"beta_end": 0.02', '"beta_end": 0.03'))
+    assert AVPipeline.from_pretrained("landscape").config.beta_end == 0.03
+    config.unlink()
+    with pytest.raises(UserError, match="landscape is not a saved pipeline"):
+        AVPipeline.from_pretrained("landscape")
+
+
+def test_sample_alone_makes_clips_of_a_bundled_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample"]) == 0
+    files = sorted(Path("clips").glob("*.mp4"))
+    assert len(files) == 8
+    assert probe(files[0]).audio_codec == "aac"
+    capsys.readouterr()
+    assert cli.main(["sample", "seascape", "clips"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"come with mgct: {', '.join(NAMES)}" in line
+
+
+def test_the_page_offers_runs_and_then_the_bundled_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(find_models()) == NAMES
+    assert find_models(Path("landscape")) == {"landscape": bundled_models()["landscape"]}
+    shutil.copytree(bundled_models()["landscape"], "runs/mine/model")
+    assert list(find_models()) == ["mine", *NAMES]
