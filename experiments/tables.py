@@ -1,0 +1,92 @@
+"""Measure the trained models: the paper's tables and figures of a size and world, and where they are published.
+
+    python experiments/tables.py micro landscape                # all that can be made; what is there is not made again
+    python experiments/tables.py micro landscape table4 --num 64
+
+Clips and cards are kept in ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied
+to ``experiments/results/SIZE/WORLD``. Beside the paper's rows (its solver, corrected) stand the published solver of the
+baseline with its error in the sound, the corrected one with x̂0 clipped to [-1, 1], and the samplers of this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import get_args
+
+import torch
+from run import CHECKPOINTS, PLAN, ROOT
+
+from mgct.reproduce.paper import FigureName, Sampling, TableName
+from mgct.reproduce.run import reproduce_figure, reproduce_table
+from mgct.reproduce.study import Settings, Study
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from published_solver import PublishedSolver
+
+RESULTS = ROOT / "experiments" / "results"
+TABLES: tuple[TableName, ...] = ("table1", "table3", "table4")
+"""What is made if nothing is named; table 2 has 1,000 network calls a clip."""
+
+
+def extra_rows(study: Study, table: TableName, calls: list[int]) -> list[tuple[str | None, Sampling]]:
+    """Rows that the paper has not: (role, or None for all, how it is sampled)."""
+    if table != "table1":
+        return []
+    published = PublishedSolver(math.prod(study.clip.video_shape))
+    rows: list[tuple[str | None, Sampling]] = [
+        ("baseline", Sampling(published, count, "published solver", clip_x0=False)) for count in calls
+    ]
+    rows += [(None, Sampling("dpm-solver", count, "dpm-solver, clipped", clip_x0=True)) for count in (12, 20)]
+    rows += [(None, Sampling("dpm-solver++", count)) for count in (4, 8, 12, 20)]
+    if "mgct-map" in study.models:
+        rows += [("mgct-map", Sampling("map", count)) for count in (4, 8)]
+    return rows
+
+
+def publish(study: Study, folder: Path) -> None:
+    """Copy tables, figures and the cards that the tables name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "cards").mkdir(parents=True)
+    text = ""
+    for path in sorted(study.out.glob("*.*")):
+        shutil.copy(path, folder)
+        text += path.read_text() if path.suffix == ".md" else ""
+    for card in sorted((study.out / "cards").glob("*")):
+        if f"{card.stem}.md" in text:
+            shutil.copy(card, folder / "cards")
+
+
+def main() -> None:
+    """Read the options and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=list(PLAN["sizes"]))
+    parser.add_argument("world", choices=PLAN["worlds"])
+    parser.add_argument("what", nargs="*", choices=[*TABLES, "table2", *get_args(FigureName), []])
+    parser.add_argument("--num", type=int, help="clips a row; the plan's if not given")
+    parser.add_argument("--calls", type=int, nargs="*", default=[9, 10, 12, 15, 20], help="of table 1")
+    parser.add_argument("--protocol", default="compact")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    models = {role: CHECKPOINTS / options.size / options.world / role for role in PLAN["models"]}
+    num = options.num or PLAN["sizes"][options.size]["num"]
+    settings = Settings(options.protocol, num, batch_size=options.batch_size, encoder_device=options.device)
+    out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"
+    study = Study(models, out, settings, options.device)
+    for what in options.what or [*TABLES, *get_args(FigureName)]:
+        if what in get_args(FigureName):
+            reproduce_figure(study, what)
+            continue
+        calls = options.calls if what == "table1" else None
+        extra = extra_rows(study, what, options.calls)
+        reproduce_table(study, what, f"world:{options.world}", calls=calls, extra=extra, tell=print)
+        print((out / f"{what}.md").read_text())
+    publish(study, RESULTS / options.size / options.world)
+
+
+if __name__ == "__main__":
+    main()
