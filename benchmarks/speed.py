@@ -18,7 +18,8 @@ product measured just before in the same process, the bytes that the operations 
 over the time as a share of the rate of a large copy, and the process's peak memory (device memory on a GPU).
 
 With ``--other`` or ``--other-src`` both sides run alternately, A B A B …, and the ratio is the median of the ratios
-within pairs: a disturbance of the machine hits both. ``--other`` names a class or function with MM-Diffusion's
+within pairs: a disturbance of the machine hits both. ``--apart`` has each run in a process of its own, one after the
+other, for cases that do not fit into memory together. ``--other`` names a class or function with MM-Diffusion's
 constructor and call; it is given our weights, and the difference of the outputs is reported.
 """
 
@@ -329,8 +330,41 @@ class Worker:
         return last
 
 
-def measure(spec: dict[str, Any], repeats: int, rivals: list[tuple[str, dict[str, Any], str | None]]) -> dict[str, Any]:
-    """Time one case, alternately with its rivals (name, spec, source folder) if there are any."""
+Rivals = list[tuple[str, dict[str, Any], str | None]]
+"""Name, spec and source folder of what runs alternately with a case."""
+
+
+def measure_apart(spec: dict[str, Any], repeats: int, rivals: Rivals) -> dict[str, Any]:
+    """As `measure`, but each run in a process of its own, so that only one side is in memory at a time."""
+    sides = {"ours": (spec, None), **{name: (other, src) for name, other, src in rivals}}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    facts: dict[str, dict[str, float]] = {}
+    for _ in range(repeats):
+        for name, (side, src) in sides.items():
+            worker = Worker(side, src)
+            runs[name].append(worker.ask("run"))
+            facts[name] = {**worker.ready, **worker.end()}
+    return compared(spec, repeats, runs, facts)
+
+
+def compared(
+    spec: dict[str, Any], repeats: int, runs: dict[str, list[dict[str, float]]], facts: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Figures of each side, and how many times slower than ours the others are."""
+    result: dict[str, Any] = {key: spec[key] for key in ("task", "config", "device", "precision", "compile")}
+    result.update(batch=spec["batch"], threads=spec["threads"], repeats=repeats)
+    for name in runs:
+        result[name] = summary(facts[name], runs[name], spec)
+    for name in list(runs)[1:]:
+        result[name]["times_slower"] = {
+            key: statistics.median(b[key] / a[key] for a, b in zip(runs["ours"], runs[name], strict=True))
+            for key in ("wall_s", "cpu_s")
+        }
+    return result
+
+
+def measure(spec: dict[str, Any], repeats: int, rivals: Rivals) -> dict[str, Any]:
+    """Time one case, alternately with its rivals if there are any."""
     sides = {"ours": (spec, None), **{name: (other, src) for name, other, src in rivals}}
     workers: dict[str, Worker] = {}
     try:
@@ -341,16 +375,10 @@ def measure(spec: dict[str, Any], repeats: int, rivals: list[tuple[str, dict[str
             for name, worker in workers.items():
                 runs[name].append(worker.ask("run"))
         differences = output_differences(workers) if rivals else {}
-        result: dict[str, Any] = {key: spec[key] for key in ("task", "config", "device", "precision", "compile")}
-        result.update(batch=spec["batch"], threads=spec["threads"], repeats=repeats)
-        for name, worker in workers.items():
-            result[name] = summary({**worker.ready, **worker.end()}, runs[name], spec)
-        for name in list(workers)[1:]:
-            result[name]["times_slower"] = {
-                key: statistics.median(b[key] / a[key] for a, b in zip(runs["ours"], runs[name], strict=True))
-                for key in ("wall_s", "cpu_s")
-            }
-            result[name]["largest_output_difference"] = differences[name]
+        facts = {name: {**worker.ready, **worker.end()} for name, worker in workers.items()}
+        result = compared(spec, repeats, runs, facts)
+        for name, difference in differences.items():
+            result[name]["largest_output_difference"] = difference
         return result
     finally:
         for worker in workers.values():
@@ -483,8 +511,8 @@ def backward(module: Any, args: tuple[Any, ...]) -> None:
     leaves = [x.detach().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in args]
     out = module(*leaves)
     outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x.requires_grad]
-    wanted = [x for x in [*leaves, *module.parameters()] if torch.is_tensor(x) and x.requires_grad]
-    torch.autograd.grad(outs, wanted, [torch.ones_like(x) for x in outs], allow_unused=True)
+    torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
+    module.zero_grad(set_to_none=True)
 
 
 def operand_bytes(module: Any, args: tuple[Any, ...], training: bool) -> float:
@@ -656,6 +684,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--other", metavar="PATH:NAME", help="a network with MM-Diffusion's signature, run alternately")
     parser.add_argument("--other-src", metavar="DIR", help="the src folder of another version of mgct, run alternately")
+    parser.add_argument("--apart", action="store_true", help="each run in a process of its own: less memory, slower")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -710,20 +739,21 @@ def run_case(spec: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         result = Worker(spec).ready
         print_profile(result)
         return result
-    rivals: list[tuple[str, dict[str, Any], str | None]] = []
+    rivals: Rivals = []
     if options.other and not spec["task"].startswith("sample"):
         rivals.append(("other", {**spec, "other": options.other, "compile": None}, None))
     if options.other_src:
         rivals.append(("other version", spec, options.other_src))
-    result = measure(spec, options.repeats, rivals)
+    result = (measure_apart if options.apart else measure)(spec, options.repeats, rivals)
     print(row_of(result, "ours"), flush=True)
     for name, _, _ in rivals:
         ratio = result[name]["times_slower"]
         print(row_of(result, name))
+        difference = result[name].get("largest_output_difference")
+        words = f"; largest difference of the outputs {difference:.1e}" if difference is not None else ""
         print(
             f"  {name}: {ratio['wall_s']:.2f} × the time, {ratio['cpu_s']:.2f} × the CPU seconds, memory "
-            f"{result[name]['peak_bytes'] / result['ours']['peak_bytes']:.2f} ×; largest difference of the outputs "
-            f"{result[name]['largest_output_difference']:.1e}",
+            f"{result[name]['peak_bytes'] / result['ours']['peak_bytes']:.2f} ×{words}",
             flush=True,
         )
     return result
