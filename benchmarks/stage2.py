@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from variants import MAIN, VARIANTS, consistency_of, jumps, share_of_compute, with_variant
+from variants import MAIN, VARIANTS, jumps, objects_of, share_of_compute, with_variant
 
 from mgct import samplers
 from mgct.noise import NoiseSchedule
@@ -130,7 +130,8 @@ def train_toy(model: nn.Module, objective: MGCT, steps: int, seed: int, rate: Ca
     """Steps of AdamW; the learning rate as a function of the part done. The running average of the weights."""
     generator = torch.Generator().manual_seed(seed)
     average = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    parameters = [*model.parameters(), *objective.learned.parameters()]
+    optimiser = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate(step / steps)
         clips = eight_modes(TOY_BATCH, generator)
@@ -184,7 +185,7 @@ def toy(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], k
             model = copy.deepcopy(average)
             objective = stage_1
             if VARIANTS[name]:
-                objective = MGCT(SCHEDULE, Transfer(max_steps=0), consistency_of(name))
+                objective = MGCT(SCHEDULE, Transfer(max_steps=0), *objects_of(name))
                 objective.start_stage_2(model, 0)
             steps = share_of_compute(name, options.steps, 1)
             network = train_toy(model, objective, steps, seed + 100, lambda part: 1e-3 * min(1.0, 2 * (1 - part)))

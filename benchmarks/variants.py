@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from mgct.stages import Consistency
+from mgct.stages import Balance, Consistency
 
 _END: dict[str, Any] = {"ratio": {"value": 0.5}, "weight": "NoiseUnits"}
 _MAP: dict[str, Any] = {
@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eps-huber": {**_END, "distance": "PseudoHuber"},
     "eps-gap": {**_END, "weight": "InverseGap"},
     "eps-growing": {**_END, "grid": {"class_path": "UniformGrid", "init_args": {"growth_steps": 1000}}},
+    "eps-learned": {**_END, "balance": "LearnedUncertainty"},
     "map-unit": {**_MAP, "weight": "UnitWeight"},
     "map-eps": {**_MAP, "weight": "NoiseUnits"},
     "map-uniform-t": {**_MAP, "grid": "UniformGrid"},
@@ -47,21 +48,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "map-data": {**_MAP, "direction": "DataDirection"},
     "map-teacher": {**_MAP, "direction": "TeacherDirection"},
     "map-huber": {**_MAP, "distance": "PseudoHuber"},
+    "map-learned": {**_MAP, "balance": "LearnedUncertainty"},
     "map-share1": _MAP,
     "map-share0.25": {**_MAP, "share": 0.25},
     "map-decay0": {**_MAP, "decay": {"value": 0.0}},
     "map-decay0.99": {**_MAP, "decay": {"value": 0.99}},
 }
-"""Name → settings of `mgct.stages.Consistency`, as in the YAML files; none: no second stage."""
+"""Name → settings of `mgct.stages.Consistency`, as in the YAML files, and a balance; none: no second stage."""
 MAIN = ("mm-diffusion", "mgct-paper-w0.5", "mgct-eps", "mgct-map")
 
 
-def consistency_of(variant: str) -> Consistency:
+def settings_of(variant: str) -> dict[str, Any]:
+    """The parts ``consistency`` and ``balance`` of a training configuration."""
+    settings = dict(VARIANTS[variant])
+    balance = settings.pop("balance", "OwnElements")
+    return {"consistency": settings, "balance": balance}
+
+
+def objects_of(variant: str) -> tuple[Consistency, Balance]:
     """The settings as `mgct train` would read them."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Consistency, "consistency")
-    found: Consistency = parser.instantiate(parser.parse_object({"consistency": VARIANTS[variant]})).consistency
-    return found
+    parser.add_argument("--balance", type=Balance)
+    found = parser.instantiate(parser.parse_object(settings_of(variant)))
+    return found.consistency, found.balance
 
 
 def jumps(variant: str) -> bool:
@@ -73,7 +83,7 @@ def cost(variant: str) -> float:
     """Network evaluations per clip of a step: forward 1, backward 2; θ⁻ 1; φ 1 unless it is the data."""
     if not VARIANTS[variant]:
         return 3.0
-    settings = consistency_of(variant)
+    settings, _ = objects_of(variant)
     predicted = type(settings.direction).__name__ != "DataDirection"
     return 3.0 + settings.share * (4.0 + predicted)
 
@@ -89,7 +99,7 @@ def with_variant(config: dict[str, Any], variant: str) -> dict[str, Any]:
     config["transfer"] = {"delta": None, "max_steps": None}
     config.pop("consistency", None)
     if VARIANTS[variant]:
-        config["consistency"] = VARIANTS[variant]
+        config.update(settings_of(variant))
         config["transfer"] = {"max_steps": 0}
     if jumps(variant):
         config["model"]["target_time"] = True
