@@ -15,6 +15,7 @@ from mgct.bundled import bundled_models
 from mgct.data.media import probe
 from mgct.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 NAMES = sorted(bundled_models())
 
 
@@ -77,3 +78,14 @@ def test_the_page_offers_runs_and_then_the_bundled_models(tmp_path, monkeypatch)
     assert find_models(Path("landscape")) == {"landscape": bundled_models()["landscape"]}
     shutil.copytree(bundled_models()["landscape"], "runs/mine/model")
     assert list(find_models()) == ["mine", *NAMES]
+
+
+def test_training_goes_on_from_the_bundled_model_by_the_configuration_for_it(tmp_path):
+    config = ["--config", str(ROOT / "configs" / "finetune.yaml"), "--data", "world:landscape"]
+    small = ["--out", str(tmp_path / "run"), "--train.steps", "1", "--train.batch_size", "2"]
+    assert cli.main(["train", *config, *small]) == 0
+    before, after = (
+        AVPipeline.from_pretrained(model).unet.state_dict() for model in ("landscape", tmp_path / "run" / "model")
+    )
+    assert before.keys() == after.keys()
+    assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)

@@ -52,6 +52,7 @@ def workplace(tmp_path, monkeypatch):
     config["model"] |= {key: list(value) if isinstance(value, tuple) else value for key, value in ONE_LEVEL.items()}
     for name in ("micro", "demo"):
         (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "configs" / "finetune.yaml").write_text(yaml.safe_dump({**config, "init": "run"}))
     (tmp_path / "configs" / "clips" / "micro.yaml").write_text(yaml.safe_dump(config["clip"]))
     (tmp_path / "videos").mkdir()
     for number in range(8):
