@@ -4,7 +4,7 @@
     python experiments/tables.py micro landscape table4 --num 64
 
 Clips and cards are kept in ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied
-to ``experiments/results/SIZE/WORLD``. Beside the paper's rows (its solver, corrected) stand the published solver of the
+to ``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Beside the paper's rows (its solver, corrected) stand the published solver of the
 baseline with its error in the sound, the corrected one with x̂0 clipped to [-1, 1], and the samplers of this package.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from published_solver import PublishedSolver
 
 RESULTS = ROOT / "experiments" / "results"
+PAGE = ROOT / "docs" / "results.md"
 TABLES: tuple[TableName, ...] = ("table1", "table3", "table4")
 """What is made if nothing is named; table 2 has 1,000 network calls a clip."""
 
@@ -60,6 +62,24 @@ def publish(study: Study, folder: Path) -> None:
             shutil.copy(card, folder / "cards")
 
 
+def write_page() -> None:
+    """Put every published table into the page, between its marks, without the column of cards."""
+    blocks = []
+    for folder in sorted(RESULTS.glob("*/*")):
+        for path in sorted(folder.glob("table*.md")):
+            lines = path.read_text().splitlines()
+            title = lines[0].removeprefix("# ")
+            rows = [line.rpartition("|")[0].rpartition("|")[0] + "|" for line in lines if line.startswith("|")]
+            end = next(index for index, line in enumerate(rows) if line.startswith("| Role"))
+            blocks += [f"### {folder.parent.name}, {folder.name}. {title}", "", lines[2], "", *rows[:end], ""]
+            if (heading := "## The paper's claims here") in lines:
+                blocks += ["What it says of the paper's claims:", ""]
+                blocks += lines[lines.index(heading) + 2 : lines.index("## Models")]
+    marks = r"(<!-- tables -->\n).*(<!-- end of tables -->)"
+    text = re.sub(marks, lambda found: found[1] + "\n".join(["", *blocks]) + found[2], PAGE.read_text(), flags=re.S)
+    PAGE.write_text(text)
+
+
 def main() -> None:
     """Read the options and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,13 +99,15 @@ def main() -> None:
     study = Study(models, out, settings, options.device)
     for what in options.what or [*TABLES, *get_args(FigureName)]:
         if what in get_args(FigureName):
-            reproduce_figure(study, what)
+            if any(role.startswith("mgct-w") for role in study.models):
+                reproduce_figure(study, what)
             continue
         calls = options.calls if what == "table1" else None
         extra = extra_rows(study, what, options.calls)
         reproduce_table(study, what, f"world:{options.world}", calls=calls, extra=extra, tell=print)
         print((out / f"{what}.md").read_text())
     publish(study, RESULTS / options.size / options.world)
+    write_page()
 
 
 if __name__ == "__main__":

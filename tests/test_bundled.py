@@ -49,15 +49,16 @@ def test_a_bundled_model_is_small_and_has_a_card(name):
         assert words in card
 
 
-def test_a_folder_of_the_same_name_goes_first(tmp_path, monkeypatch):
+def test_a_saved_pipeline_of_the_same_name_goes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bundled_models()["landscape"], "landscape")
     config = Path("landscape/model_index.json")
     config.write_text(config.read_text().replace('"beta_end": 0.02', '"beta_end": 0.03'))
     assert AVPipeline.from_pretrained("landscape").config.beta_end == 0.03
-    config.unlink()
-    with pytest.raises(UserError, match="landscape is not a saved pipeline"):
-        AVPipeline.from_pretrained("landscape")
+    config.unlink()  # any folder, as of videos
+    assert AVPipeline.from_pretrained("landscape").config.beta_end == 0.02
+    with pytest.raises(UserError, match=r"seascape is not a saved pipeline .* landscape"):
+        AVPipeline.from_pretrained("seascape")
 
 
 def test_sample_alone_makes_clips_of_a_bundled_model(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mgct import MultimodalUNet
+from mgct import MultimodalUNet, blocks
 from mgct.convert import to_mm_diffusion
 from mgct.errors import UserError
 
@@ -262,3 +262,16 @@ def test_clips_of_a_batch_do_not_touch_each_other():
     alone = unet(video[1:2], audio[1:2], timestep[1:2])
     torch.testing.assert_close(together.video[1:2], alone.video, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.audio[1:2], alone.audio, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [blocks.taps_over_frames, blocks.taps_over_samples])
+@pytest.mark.parametrize(("rows", "shift"), [(12, 3), (12, 1), (12, 4), (4, 4), (3, 1)])
+def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, rows, 5), (7, 5, 3), (7,)]
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    grad = torch.randn(2, rows, 7, generator=generator, dtype=torch.float64)
+    ours, plain = blocks.three_taps(taps, *inputs, shift), taps(*inputs, shift)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b)

@@ -139,12 +139,65 @@ class SpatialConv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+Taps = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+"""(B, N, C_in), weight (C_out, C_in, 3), bias (C_out,), s → (B, N, C_out): row n sees the rows n - s, n and n + s."""
+
+
+def taps_over_frames(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
+    """`Taps` over frames of ``shift`` pixels each, by PyTorch's convolution."""
+    frames = x.unflatten(1, (-1, shift)).permute(0, 3, 1, 2)
+    return F.conv2d(frames, weight[..., None], bias, padding=(1, 0)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def taps_over_samples(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
+    """`Taps` over samples, dilated by ``shift``, by PyTorch's convolution."""
+    row = x[:, None].permute(0, 3, 1, 2)
+    return F.conv2d(row, weight[:, :, None], bias, padding=(0, shift), dilation=(1, shift))[:, :, 0].mT
+
+
+def three_taps(taps: Taps, x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
+    """``taps`` of the rest; on a CPU with a backward pass that is up to five times as fast as the convolution's own."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    return _ThreeTaps.apply(x, weight, bias, shift, taps) if plain else taps(x, weight, bias, shift)
+
+
+class _ThreeTaps(torch.autograd.Function):
+    """`three_taps`: backwards as matrix products of shifted rows, which PyTorch's convolution of width 3 is not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shift: int, taps: Taps) -> Tensor:
+        """Arguments as in `three_taps`."""
+        ctx.save_for_backward(x, weight)
+        ctx.shift, ctx.has_bias = shift, bias is not None
+        return taps(x, weight, bias, shift)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        shift, rows = ctx.shift, x.shape[1]
+        grad = grad.contiguous()
+        before, now, after = weight.permute(2, 0, 1).contiguous()  # (C_out, C_in) each
+        grad_x = grad @ now
+        grad_weight = weight.new_zeros(3, *now.shape)
+        grad_weight[1] = grad.flatten(0, 1).mT @ x.flatten(0, 1)
+        if shift < rows:
+            of_later, of_earlier = grad[:, shift:], grad[:, :-shift]
+            grad_x[:, :-shift].baddbmm_(of_later, before.expand(len(x), -1, -1))
+            grad_x[:, shift:].baddbmm_(of_earlier, after.expand(len(x), -1, -1))
+            grad_weight[0] = (of_later.mT @ x[:, :-shift]).sum(0)
+            grad_weight[2] = (of_earlier.mT @ x[:, shift:]).sum(0)
+        return grad_x, grad_weight.permute(1, 2, 0), grad.sum((0, 1)) if ctx.has_bias else None, None, None
+
+
 class TemporalConv(nn.Conv1d):
     """A convolution of width 3 over frames, at each pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, P, C_in) → (B, F, P, C_out)."""
-        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[..., None], self.bias, padding=(1, 0)).permute(0, 2, 3, 1)
+        rows = three_taps(taps_over_frames, x.flatten(1, 2), self.weight, self.bias, x.shape[2])
+        return rows.unflatten(1, x.shape[1:3])
 
 
 class VideoConv(nn.Module):
@@ -179,9 +232,7 @@ class AudioConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C_in) → (B, L, C_out); with ``down``, (B, L/4, C_out)."""
-        row = x[:, None].permute(0, 3, 1, 2)
-        weight, dilation = self.conv.weight[:, :, None], (1, self.dilation)
-        h = F.conv2d(row, weight, self.conv.bias, padding=(0, self.dilation), dilation=dilation)[:, :, 0].mT
+        h = three_taps(taps_over_samples, x, self.conv.weight, self.conv.bias, self.dilation)
         return audio_down(h) if self.down else h
 
 

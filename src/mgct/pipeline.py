@@ -176,14 +176,14 @@ class AVPipeline(DiffusionPipeline):
         """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub.
 
         The names of `mgct.bundled.bundled_models`, such as ``landscape``, are those of models that come with the
-        package; a folder of that name goes before them.
+        package; a saved pipeline in a folder of that name goes before them.
 
         Raises:
             UserError: a path that is no such folder.
         """
         path = Path(pretrained_model_name_or_path)
         bundled = bundled_models()
-        if not path.exists() and str(path) in bundled:
+        if str(path) in bundled and not (path / "model_index.json").is_file():
             pretrained_model_name_or_path = path = bundled[str(path)]
         local = path.exists() or path.is_absolute() or str(pretrained_model_name_or_path).count("/") != 1
         if local and not (path / "model_index.json").is_file():

@@ -41,9 +41,9 @@ def find_models(root: Path | None = None) -> dict[str, Path]:
     if root is None:
         own = _saved_below(RUNS)
         return {**own, **{name: folder for name, folder in bundled.items() if name not in own}}
-    if str(root) in bundled and not root.exists():
-        return {str(root): bundled[str(root)]}
     found = _saved_below(root)
+    if not found and str(root) in bundled:
+        return {str(root): bundled[str(root)]}
     if not found:
         raise UserError(
             f"{root}: no saved model there; give a run folder made by `mgct train`, a saved model, a folder of them, "
@@ -75,7 +75,7 @@ def _name(folder: Path, root: Path) -> str:
 def _folders(root: Path) -> list[Path]:
     """The folder and those below it whose names do not begin with a dot; what cannot be read is passed over."""
     folders, level = [root], [root]
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH + 1):  # a run's model is in a folder of its own
         level = [child for folder in level for child in _children(folder)]
         folders += level
     return folders

@@ -51,7 +51,7 @@ def prepare_shards(
         silence_dbfs: windows below this RMS, in dB of full scale, are silent.
         static_levels: windows whose pixels move less than this many of 255 levels are static.
         file_limit_s: seconds of processor time after which a file is refused as too slow.
-        strict: fail if any file is refused.
+        strict: fail if any file is refused or damaged.
         workers: processes; one a CPU if not given.
     """
     from mgct.data.prepare import prepare

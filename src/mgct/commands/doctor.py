@@ -117,7 +117,7 @@ def _weights() -> Iterator[tuple[str, str]]:
 
 
 def _check_training() -> str:
-    """Two optimiser steps on one procedural clip: the loss is finite and its gradient reaches every parameter."""
+    """Two optimiser steps on two procedural clips: the loss is finite and its gradient reaches every parameter."""
     import torch
 
     from mgct.data.worlds import get_world

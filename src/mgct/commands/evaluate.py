@@ -7,6 +7,7 @@ from pathlib import Path
 from mgct.commands.plot import clip_of
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
+from mgct.metrics.protocols import get_protocol
 from mgct.metrics.sources import open_source
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
@@ -19,7 +20,7 @@ def evaluate_clips(
     out: Path | None = None,
     num: int | None = None,
     clip: ClipSpec | None = None,
-    split: str = "test",
+    split: str | None = None,
     seed: int = 0,
     draws: int = 100,
     workers: int = 1,
@@ -31,17 +32,18 @@ def evaluate_clips(
     Args:
         real: a folder of videos or of lossless samples, a prepared folder, or world:NAME:COUNT.
         fake: the clips to judge, likewise.
-        protocol: compact, open, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
-        out: where to write the card (.json and .md); beside the clips to judge if not given.
+        protocol: compact, open, vggish, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
+        out: where to write the card (.json and .md); into the folder of the clips to judge if not given.
         num: clips a side; the protocol's if not given.
         clip: how to read folders of videos; found out if not given, where the folder says.
-        split: which split of a prepared folder or world.
+        split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
         seed: of the choice of clips and of the intervals.
         draws: of the bootstrap.
         workers: processes.
         device: where the encoders run.
         weights: encoder → file, instead of the cached or bundled weights.
     """
+    split = split or get_protocol(protocol).split
     spec = clip or clip_of(fake) or clip_of(real)
     card = evaluate(
         open_source(real, spec, split),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_clips(clips: str, out: Path, clip: ClipSpec | None = None, num: int = 8) -> None:
+def plot_clips(clips: str, out: Path, clip: ClipSpec | None = None, num: int = 8, split: str = "train") -> None:
     """Draw clips into a PNG: each one's frames in a row above its spectrogram (the paper's Figure 2).
 
     Args:
@@ -26,12 +26,19 @@ def plot_clips(clips: str, out: Path, clip: ClipSpec | None = None, num: int = 8
         out: the PNG to write.
         clip: how to read a folder of videos; found out where the folder says.
         num: how many.
+        split: of a prepared folder or a world: train or test.
     """
-    _save(plots.clips_figure(*_first(clips, clip, num)), out)
+    _save(plots.clips_figure(*_first(clips, clip, num, split)), out)
 
 
 def plot_compare(
-    clips: str, others: str, out: Path, clip: ClipSpec | None = None, num: int = 4, names: str = "real,generated"
+    clips: str,
+    others: str,
+    out: Path,
+    clip: ClipSpec | None = None,
+    num: int = 4,
+    names: str = "real,generated",
+    split: str = "train",
 ) -> None:
     """Draw two sets of clips into a PNG, one above the other (the paper's Figure 3).
 
@@ -42,12 +49,13 @@ def plot_compare(
         clip: how to read a folder of videos; found out where the folder says.
         num: how many of each.
         names: what to call the two, with a comma between.
+        split: of a prepared folder or a world: train or test.
     """
     upper, _, lower = names.partition(",")
     if not upper or not lower:
         raise UserError(f"names must be two with a comma between, as in real,generated; got {names!r}")
-    below, spec = _first(others, clip or clip_of(others) or clip_of(clips), num)
-    above, _ = _first(clips, clip or spec, num)
+    below, spec = _first(others, clip or clip_of(others) or clip_of(clips), num, split)
+    above, _ = _first(clips, clip or spec, num, split)
     _save(plots.compare_figure({upper: above, lower: below}, spec), out)
 
 
@@ -57,6 +65,7 @@ def plot_sheet(
     clip: ClipSpec | None = None,
     num: int = 9,
     sound: Literal["sequential", "mixed"] = "sequential",
+    split: str = "train",
 ) -> None:
     """Put clips into one mp4: a grid that plays with sound.
 
@@ -66,10 +75,11 @@ def plot_sheet(
         clip: how to read a folder of videos; found out where the folder says.
         num: how many.
         sound: one clip after the other, or all at once.
+        split: of a prepared folder or a world: train or test.
     """
     if out.suffix.lower() != ".mp4":
         raise UserError(f"{out}: a sheet is an mp4; name a file that ends in .mp4")
-    first, spec = _first(clips, clip, num)
+    first, spec = _first(clips, clip, num, split)
     video, audio = plots.animated_sheet(first, spec, sound)
     write_mp4(out, video, audio, fps=spec.fps, sample_rate_hz=spec.sample_rate_hz)
     print(out)
@@ -90,7 +100,10 @@ def plot_loss(run: Path, out: Path) -> None:
 
 
 def clip_of(source: str) -> ClipSpec | None:
-    """The facts of the clips that `mgct sample` left in a folder; None: it is not such a folder."""
+    """The facts of the clips that `mgct sample` left in a folder; None: it is not such a folder.
+
+    Clips made for a given sound or picture are as long as that: of those only the model's own length is read.
+    """
     record = Path(source) / "sampling.json"
     if not record.is_file():
         return None
@@ -99,11 +112,11 @@ def clip_of(source: str) -> ClipSpec | None:
     return clip if made["seconds"] is None else replace(clip, frames=round(made["seconds"] * clip.fps))
 
 
-def _first(source: str, clip: ClipSpec | None, num: int) -> tuple[AVSample, ClipSpec]:
+def _first(source: str, clip: ClipSpec | None, num: int, split: str) -> tuple[AVSample, ClipSpec]:
     """The first ``num`` clips of a source in [-1, 1], and their facts."""
     if num < 1:
         raise UserError(f"num must be at least 1, got {num}")
-    opened = open_source(source, clip or clip_of(source))
+    opened = open_source(source, clip or clip_of(source), split)
     if not len(opened):
         raise UserError(f"{source}: no clips there")
     return dequantise(opened.read(range(min(num, len(opened))))), opened.spec

@@ -34,11 +34,11 @@ def find_pipeline(model: str) -> str:
     for candidate in (folder, folder / "model"):
         if (candidate / "model_index.json").is_file():
             return str(candidate)
-    if folder.exists():
-        raise UserError(f"{model}: no saved model there (no model_index.json); give a run folder or its model/ folder")
     bundled = bundled_models()
     if model in bundled:
         return str(bundled[model])
+    if folder.exists():
+        raise UserError(f"{model}: no saved model there (no model_index.json); give a run folder or its model/ folder")
     raise UserError(
         f"{model}: no such model; give a run folder made by `mgct train`, its model/ folder, or one of the models that "
         f"come with mgct: {', '.join(bundled)}"
@@ -70,7 +70,7 @@ def sample(
             dance.
         out: folder of the clips, made if need be.
         num: how many clips.
-        sampler: ddpm, ddim, dpm-solver, dpm-solver++, unipc or consistency.
+        sampler: ddpm, ddim, dpm-solver, dpm-solver++, unipc, consistency or map.
         steps: network calls per clip; the sampler's default if not given.
         seed: clip k of a seed is the same whatever the batch size or the number of processes.
         batch_size: clips at once; more is faster until memory is full.
@@ -80,7 +80,7 @@ def sample(
         video: generate sound for the picture of this file.
         method: how a given modality steers the other: replacement, guided (about three times as slow, follows it more
             closely), or mm-diffusion (guided as the reference does it, with sampler ddpm).
-        guidance_scale: strength of guided.
+        guidance_scale: strength of guided and mm-diffusion.
         upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged
             before they are written.
     """
@@ -155,6 +155,8 @@ def _given(
     if audio is None and video is None:
         return None
     frames = pipe.clip.frames if seconds is None else round(seconds * pipe.clip.fps)
+    if frames < pipe.clip.frames:
+        raise UserError(f"seconds={seconds:g} is less than the model's own {pipe.clip.seconds:g}; ask for that or more")
     clip = replace(pipe.clip, frames=frames)
     start = AVSample(video=torch.zeros(1, 0, *clip.video_shape[1:]), audio=torch.zeros(1, 1, 0))
     try:

@@ -24,6 +24,7 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.pipeline import AVPipeline
+from mgct.samplers import explain_memory
 from mgct.stages import MGCT, Balance, Consistency, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
@@ -154,7 +155,10 @@ def train(
         f"({trainer.layout.name}), from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
         file=sys.stderr,
     )
-    trainer.fit()
+    with explain_memory(
+        "train.micro_batch_size", train.micro_batch_size or train.batch_size // accelerator.num_processes
+    ):
+        trainer.fit()
     say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
 
 

