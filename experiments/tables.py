@@ -42,8 +42,8 @@ def extra_rows(study: Study, table: TableName, calls: list[int]) -> list[tuple[s
     rows: list[tuple[str | None, Sampling]] = [
         ("baseline", Sampling(published, count, "published solver", clip_x0=False)) for count in calls
     ]
-    rows += [(None, Sampling("dpm-solver", count, "dpm-solver, clipped", clip_x0=True)) for count in (20,)]
-    rows += [(None, Sampling("dpm-solver++", count)) for count in (4, 12, 20)]
+    rows.append((None, Sampling("dpm-solver", 20, "dpm-solver, clipped", clip_x0=True)))
+    rows += [(None, Sampling("dpm-solver++", count)) for count in (4, 12)]
     if "mgct-map" in study.models:
         rows += [("mgct-map", Sampling("map", count)) for count in (4, 8)]
     return rows
