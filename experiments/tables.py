@@ -3,7 +3,7 @@
     python experiments/tables.py micro landscape                # all that can be made; what is there is not made again
     python experiments/tables.py micro landscape table4 --num 64
 
-Clips and cards are kept in ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied
+Only models that are trained to their end are measured. Clips and cards are kept in ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied
 to ``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Beside the paper's rows (its solver, corrected) stand the published solver of the
 baseline with its error in the sound, the corrected one with x̂0 clipped to [-1, 1], and the samplers of this package.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from run import CHECKPOINTS, PLAN, ROOT
+from run import PLAN, ROOT, Task
 
 from mgct.reproduce.paper import FigureName, Sampling, TableName
 from mgct.reproduce.run import reproduce_figure, reproduce_table
@@ -92,7 +92,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    models = {role: CHECKPOINTS / options.size / options.world / role for role in PLAN["models"]}
+    tasks = [Task(options.size, options.world, role, ROOT / "runs" / "evidence") for role in PLAN["models"]]
+    models = {task.role: task.packed for task in tasks if task.progress().steps >= task.progress().of}
     num = options.num or PLAN["sizes"][options.size]["num"]
     settings = Settings(options.protocol, num, batch_size=options.batch_size, encoder_device=options.device)
     out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"
