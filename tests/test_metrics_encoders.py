@@ -397,7 +397,7 @@ def test_torch_files_load_by_path_without_pickled_code(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_had_say_what_to_put_where(cache: Path) -> None:
-    with pytest.raises(UserError, match=r"AudioCLIP-Full-Training\.pt from https://.* --weights") as error:
+    with pytest.raises(UserError, match=r"AudioCLIP-Full-Training\.pt from https://.* --path") as error:
         w.ensure_weights("audioclip")
     assert str(cache) in str(error.value)
     assert "\n" not in str(error.value)
