@@ -111,3 +111,13 @@ def test_clip_random_is_uniform_and_normal():
 def test_seeds_are_the_same_everywhere():
     assert derive_seed(0, "clip", 1) == 4816947602222774308
     assert torch.equal(per_clip_randn((3,), [1, 2])[1], per_clip_randn((3,), [2])[0])
+
+
+def test_a_schedule_until_a_level_has_the_same_levels_below_it():
+    whole = NoiseSchedule()
+    part = whole.until(700)
+    assert part.num_timesteps == 701
+    timesteps = torch.tensor([0.0, 0.5, 3.2, 699.9, 700.0], dtype=torch.float64)
+    for ours, theirs in zip(part.level(timesteps), whole.level(timesteps), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(part.timestep_at(part.log_snr(timesteps)), timesteps, rtol=0, atol=1e-9)

@@ -451,3 +451,33 @@ def test_a_file_that_holds_no_clips_is_refused(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a file of clips"):
         load_clips(path)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_level_above_the_start_is_sampled_through(pipe, sampler):
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend([*args, *kwargs.values()]), with_kwargs=True
+    )
+    try:
+        clips = pipe(num_clips=2, steps=4, sampler=sampler, start_timestep=600, **QUIET)
+    finally:
+        hook.remove()
+    times = [float(x.max()) for x in seen if torch.is_tensor(x) and x.dim() < 3 and x.numel() <= 2]
+    assert times
+    assert max(times) == 600
+    assert all(part.isfinite().all() for part in (clips.video, clips.audio))
+    assert not torch.equal(clips.video, pipe(num_clips=2, steps=4, sampler=sampler, **QUIET).video)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"start_timestep": 0}, "at least 1"),
+        ({"start_timestep": 1000}, "below the schedule's 1000"),
+        ({"start_timestep": 10, "steps": 12}, "12 steps do not fit below start_timestep=10"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(pipe, options, words):
+    with pytest.raises(UserError, match=words):
+        pipe(**options, **QUIET)

@@ -216,6 +216,8 @@ def _record(
         "seconds": seconds,
         "format": format,
     }
+    if options.start_timestep is not None:
+        record["start_timestep"] = options.start_timestep
     if options.variation_of:
         record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
     if given is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,15 @@ class NoiseSchedule:
         self.betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device=device)
         self.alpha_bar = torch.cumprod(1 - self.betas, 0)
         self.log_alpha = 0.5 * torch.log(self.alpha_bar)
+
+    def until(self, timestep: int) -> NoiseSchedule:
+        """The same levels without those above ``timestep`` (from 1): T becomes timestep + 1."""
+        part = copy(self)
+        part.num_timesteps = timestep + 1
+        part.betas, part.alpha_bar, part.log_alpha = (
+            table[: timestep + 1] for table in (self.betas, self.alpha_bar, self.log_alpha)
+        )
+        return part
 
     @property
     def device(self) -> torch.device:

@@ -64,6 +64,9 @@ class SamplingOptions:
         on_step: called after every network call; an exception that it raises ends the sampling.
         variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
             noise starts from that clip's, mixed with some of its own.
+        start_timestep: the noisiest level, where pure noise is put in; None: T-1. Above about 700 a network that was
+            trained for little mistakes noise for a scene, and the clip comes out in too strong colours and with a noisy
+            sound; starting lower leaves these levels out (``docs/sampling.md`` measures it).
         variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
             step, which a variation does not share.
     """
@@ -78,10 +81,16 @@ class SamplingOptions:
     on_step: Callable[[Step], None] | None = None
     variation_of: Sequence[int] = ()
     variation: float = 0.4
+    start_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.start_timestep is not None:
+            if self.start_timestep < 1:
+                raise UserError(f"start_timestep must be at least 1, got {self.start_timestep}")
+            if not isinstance(self.sampler, str):
+                raise UserError("start_timestep goes with the samplers named here, not with a scheduler of diffusers")
         if not 0 < self.variation <= 1:
             raise UserError(f"variation must lie in (0, 1], got {self.variation}")
 
@@ -481,6 +490,7 @@ class AVPipeline(DiffusionPipeline):
             return draw("step", step)
 
         x = self._start_noise(draw, batch, options)
+        schedule = self._schedule(options)
         named = isinstance(options.sampler, str)
         clip_x0 = options.clip_x0
         if clip_x0 is None:
@@ -490,7 +500,7 @@ class AVPipeline(DiffusionPipeline):
         known = given.known(positions, shapes, x) if given is not None else None
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
-                grid = samplers.integer_grid(self.schedule, self.calls(options))
+                grid = samplers.integer_grid(schedule, self.calls(options))
                 return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.guidance_scale)
             if given.method == "guided":
                 predict = samplers.guided(predict, known, given.guidance_scale)
@@ -498,12 +508,25 @@ class AVPipeline(DiffusionPipeline):
                 predict = samplers.replaced(predict, known)
         if named:
             sampler, steps = samplers.get_sampler(options.sampler, options.steps)
-            x = sampler.run(predict, x, self.schedule, steps, step_noise)
+            x = sampler.run(predict, x, schedule, steps, step_noise)
         else:
             generators = [torch.Generator().manual_seed(derive_seed(options.seed, k, "scheduler")) for k in batch]
             steps = self.calls(options)
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
         return x if known is None else known.impose(x, samplers.CLEAN)
+
+    def _schedule(self, options: SamplingOptions) -> NoiseSchedule:
+        """The levels that ``options`` sample through."""
+        start = options.start_timestep
+        if start is None:
+            return self.schedule
+        if start >= self.schedule.num_timesteps:
+            raise UserError(f"start_timestep must be below the schedule's {self.schedule.num_timesteps}, got {start}")
+        if self.calls(options) > start:
+            raise UserError(
+                f"{self.calls(options)} steps do not fit below start_timestep={start}; ask for at most that"
+            )
+        return self.schedule.until(start)
 
     def _start_noise(self, draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions) -> Tensor:
         """Packed noise (B, D) at the first point: each clip's own draw, or a variation's."""

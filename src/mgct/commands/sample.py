@@ -60,6 +60,7 @@ def sample(
     method: Method = "replacement",
     guidance_scale: float = GUIDANCE_SCALE,
     upsampler: Path | None = None,
+    start_timestep: int | None = None,
 ) -> None:
     """Generate clips with sound into a folder. What is there already is kept; several processes share the work.
 
@@ -83,13 +84,20 @@ def sample(
         guidance_scale: strength of guided and mm-diffusion.
         upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged
             before they are written.
+        start_timestep: the noisiest level; 700 makes more of a model that was trained for little; the schedule's last
+            (999) if not given.
     """
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")
     state = start_processes()
     pipe: AVPipeline = AVPipeline.from_pretrained(find_pipeline(model)).to(state.device)  # type: ignore[attr-defined]
     options = SamplingOptions(
-        steps=steps, sampler=sampler, seed=seed, batch_size=batch_size, progress=state.is_main_process
+        steps=steps,
+        sampler=sampler,
+        seed=seed,
+        batch_size=batch_size,
+        progress=state.is_main_process,
+        start_timestep=start_timestep,
     )
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
     given = _given(pipe, audio, video, seconds, method, guidance_scale)
