@@ -196,6 +196,9 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     shutil.rmtree(draft, ignore_errors=True)
     pipe: Any = AVPipeline.from_pretrained(model, torch_dtype=torch.float16)
     pipe.save_pretrained(draft)
+    for path in draft.rglob("*.json"):  # diffusers notes where it was loaded from, a folder of this machine
+        facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
     shutil.rmtree(task.packed, ignore_errors=True)
     draft.rename(task.packed)

@@ -3,9 +3,11 @@
     python experiments/tables.py micro landscape                # all that can be made; what is there is not made again
     python experiments/tables.py micro landscape table4 --num 64
 
-Only models that are trained to their end are measured. Clips and cards are kept in ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied
-to ``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Beside the paper's rows (its solver, corrected) stand the published solver of the
-baseline with its error in the sound, the corrected one with x̂0 clipped to [-1, 1], and the samplers of this package.
+Only models that are trained to their end are measured. Clips and cards are kept in
+``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied to
+``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Beside the paper's rows (its solver,
+corrected) stand the published solver of the baseline with its error in the sound, the corrected one with x̂0 clipped to
+[-1, 1], and the samplers of this package.
 """
 
 from __future__ import annotations

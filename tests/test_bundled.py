@@ -42,6 +42,7 @@ def test_a_bundled_model_loads_by_its_name_without_a_network_and_generates(name)
 def test_a_bundled_model_is_small_and_has_a_card(name):
     folder = bundled_models()[name]
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6
+    assert not any("_name_or_path" in path.read_text() for path in folder.rglob("*.json"))  # whose folder it was
     card = (folder / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["license"] == "Apache-2.0"

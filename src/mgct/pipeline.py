@@ -64,11 +64,11 @@ class SamplingOptions:
         on_step: called after every network call; an exception that it raises ends the sampling.
         variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
             noise starts from that clip's, mixed with some of its own.
+        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
+            step, which a variation does not share.
         start_timestep: the noisiest level, where pure noise is put in; None: T-1. Above about 700 a network that was
             trained for little mistakes noise for a scene, and the clip comes out in too strong colours and with a noisy
             sound; starting lower leaves these levels out (``docs/sampling.md`` measures it).
-        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
-            step, which a variation does not share.
     """
 
     steps: int | None = None
