@@ -17,7 +17,16 @@ import torch
 
 from mgct.data.media import Window, write_mp4
 from mgct.data.prepare import _tar_block
-from mgct.data.shards import ClipBatch, count_clips, make_loader, read_all
+from mgct.data.shards import (
+    ClipBatch,
+    _Batches,
+    _DrawnAhead,
+    _Positioned,
+    count_clips,
+    make_loader,
+    open_clips,
+    read_all,
+)
 from mgct.errors import UserError
 from mgct.types import ClipSpec
 
@@ -403,3 +412,30 @@ def test_pickled_arrays_are_not_opened(tmp_path):
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
     with pytest.raises(UserError, match="not a plain array"):
         make_loader(str(tmp_path / "evil.tar"), STORED, batch_size=1)
+
+
+@pytest.mark.parametrize("source", ["world:landscape", "world:dance:11"])
+def test_a_world_drawn_ahead_gives_the_batches_of_the_loader(source: str) -> None:
+    """What a GPU draws many batches at a time is what the loader's processes draw one by one, also after a resume."""
+    clip = ClipSpec(frames=4, fps=10, size=16, sample_rate_hz=2560)
+    for rank, start_step in ((0, 0), (1, 3)):
+        settings = {"batch_size": 3, "rank": rank, "world_size": 2, "seed": 5, "start_step": start_step}
+        plain = list(itertools.islice(make_loader(source, clip, **settings), 5))
+        dataset = _Positioned(open_clips(source, clip, "train", 5), 5, True)
+        ahead = list(itertools.islice(_DrawnAhead(dataset, _Batches(3, rank, 2, start_step), at_once=7), 5))
+        for one, other in zip(plain, ahead, strict=True):
+            assert one.keys == other.keys
+            assert torch.equal(one.positions, other.positions)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.clips.video, other.clips.video)
+            assert torch.equal(one.clips.audio, other.clips.audio)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_world_for_a_gpu_is_drawn_there() -> None:
+    """Within a grey level of what the CPU draws, on the GPU."""
+    clip = ClipSpec(frames=4, fps=10, size=16, sample_rate_hz=2560)
+    cpu, gpu = (next(iter(make_loader("world:dance", clip, batch_size=5, device=kind))) for kind in ("cpu", "cuda"))
+    assert gpu.clips.video.is_cuda
+    assert cpu.keys == gpu.keys
+    assert int((cpu.clips.video.int() - gpu.clips.video.cpu().int()).abs().max()) <= 1

@@ -117,6 +117,7 @@ def train(
             seed=train.seed,
             start_step=step,
             num_workers=train.num_workers,
+            device=accelerator.device,
         )
 
     def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:

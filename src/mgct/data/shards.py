@@ -86,6 +86,7 @@ def make_loader(
     num_workers: int = 0,
     split: str = "train",
     flip: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Iterable[ClipBatch]:
     """The endless batches of one rank, from ``start_step`` on.
 
@@ -100,6 +101,8 @@ def make_loader(
         num_workers: processes that read ahead; 0: read in this one.
         split: `train` or `test`, for a prepared folder or a world; a glob or URL names its shards itself.
         flip: mirror half of the clips left to right (never those of a world, which are all different anyway).
+        device: where they will be wanted. A world's clips are drawn on a GPU itself, many at a time, without workers;
+            what is read from files stays on the CPU.
 
     Returns:
         An iterable; each iteration starts at ``start_step``.
@@ -119,6 +122,9 @@ def make_loader(
     clips = open_clips(source, clip, split, seed)
     dataset = _Positioned(clips, seed, flip)
     batches = _Batches(batch_size, rank, world_size, start_step)
+    if isinstance(clips, _WorldClips) and torch.device(device).type != "cpu":
+        clips.device = torch.device(device)
+        return _DrawnAhead(dataset, batches)
     return _Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **workers))
 
 
@@ -214,6 +220,7 @@ class _WorldClips:
 
     spare_frames = 0
     mirrors = False
+    device = torch.device("cpu")
 
     def __init__(self, name: str, count: int, clip: ClipSpec, seed: int) -> None:
         from mgct.data.worlds import get_world
@@ -239,7 +246,7 @@ class _WorldClips:
         """The clips ``numbers``, which are neither cut nor mirrored: ``starts`` are 0 and ``flips`` False."""
         if any(starts) or any(flips):
             raise ValueError("a world's clips are neither cut nor mirrored")
-        drawn = self._world.render(list(numbers), self._clip, seed=self._seed)
+        drawn = self._world.render(list(numbers), self._clip, seed=self._seed, device=self.device)
         keys = [f"{self._name}_{self._seed}_{number}" for number in numbers]
         return ClipBatch(quantise(drawn.clips), keys, torch.tensor(list(positions)), drawn.labels)
 
@@ -363,11 +370,12 @@ class _Positioned(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> ClipBatch | UserError:
         try:
-            return self._at(positions)
+            return self.at(positions)
         except UserError as error:
             return error
 
-    def _at(self, positions: Sequence[int]) -> ClipBatch:
+    def at(self, positions: Sequence[int]) -> ClipBatch:
+        """The clips at these positions, as one batch."""
         spare = self._clips.spare_frames
         starts = [derive_seed(self._seed, "window", p) % (spare + 1) if spare else 0 for p in positions]
         flips = [self._flip and derive_seed(self._seed, "flip", p) % 2 == 1 for p in positions]
@@ -403,6 +411,28 @@ class _Batches:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+@dataclass(frozen=True)
+class _DrawnAhead:
+    """Batches of a world, of which so many are drawn at once as hold ``at_once`` clips.
+
+    A world draws with hundreds of small kernels a class, so a GPU draws a thousand clips about as fast as one.
+    """
+
+    clips: _Positioned
+    batches: _Batches
+    at_once: int = 1024
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        size = self.batches.batch_size
+        for group in _grouped(self.batches, max(self.at_once // size, 1)):
+            drawn = self.clips.at(list(itertools.chain.from_iterable(group)))
+            for start in range(0, len(drawn.keys), size):
+                part = slice(start, start + size)
+                labels = None if drawn.labels is None else drawn.labels[part]
+                clips = drawn.clips.map(lambda x, part=part: x[part])
+                yield ClipBatch(clips, drawn.keys[part], drawn.positions[part], labels)
 
 
 # --------------------------------------------------------------------------------------------------------------- arrays
