@@ -200,8 +200,9 @@ class Case:
         """One forward call."""
         import torch
 
-        autocast = self.spec["precision"] != "fp32" and not (self.half and not self.spec["other"])
-        video, audio = (x.to(self.dtype) if self.half and not autocast else x for x in (self.video, self.audio))
+        converted = self.half and (not self.spec["other"] or self.spec["precision"] == "fp16")
+        autocast = self.spec["precision"] != "fp32" and not converted
+        video, audio = (x.to(self.dtype) if converted else x for x in (self.video, self.audio))
         with torch.autocast(self.device, self.dtype, enabled=autocast):
             out = self.module(video, audio, self.timestep, **self.shift)
         return (out.video, out.audio) if hasattr(out, "video") else (out[0], out[1])

@@ -45,10 +45,11 @@ def trainer(run: Path, loader=batches, **changes) -> Trainer:
     run.mkdir(exist_ok=True)
     settings = {"steps": STEPS, "batch_size": 4, "log_every": 3, "checkpoint_every": 100, "learning_rate": 1e-3}
     settings = TrainSettings(**{**settings, "precision": "fp32", **changes})
-    objective = MGCT(NoiseSchedule(), Transfer(max_steps=TRANSFER_STEP), Consistency(direction=TeacherDirection()))
+    accelerator = make_accelerator(settings.precision)
+    schedule = NoiseSchedule(device=accelerator.device)
+    objective = MGCT(schedule, Transfer(max_steps=TRANSFER_STEP), Consistency(direction=TeacherDirection()))
     torch.manual_seed(0)
     unet = randomised(dropout=0.1)
-    accelerator = make_accelerator(settings.precision)
     return Trainer(unet, objective, loader, settings, run, {}, lambda *_: None, accelerator)
 
 
