@@ -106,7 +106,7 @@ class Task:
         """The whole configuration of the run, from its first step to its last."""
         sizes, model = PLAN["sizes"][self.size], PLAN["models"][self.role]
         config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{self.size}.yaml").read_text())
-        config["data"] = f"world:{self.world}"
+        config["data"] = ":".join(["world", self.world, *map(str, filter(None, [sizes.get("clips")]))])
         config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
         clips = sizes["stage1_clips"] if self.role == "stage1" else sizes["then_clips"]
         if self.role != "stage1" and self.parent is None:
@@ -225,14 +225,16 @@ def main() -> None:
     parser.add_argument("role", choices=[*PLAN["models"], "next", "status"])
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece, then a checkpoint")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="after --: more options of mgct train")
-    options = parser.parse_args()
+    parser.epilog = "What follows -- is given to mgct train."
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
     role = options.role
     if role == "next":
         tasks = [Task(options.size, options.world, name, options.runs) for name in PLAN["models"]]
         role = next((task.role for task in tasks if task.progress().steps < task.progress().of), "status")
     if role != "status":
-        train_piece(Task(options.size, options.world, role, options.runs), options.minutes, options.options)
+        train_piece(Task(options.size, options.world, role, options.runs), options.minutes, given[end + 1 :])
     print(status(options.size, options.world, options.runs))
 
 

@@ -421,7 +421,10 @@ def test_a_world_drawn_ahead_gives_the_batches_of_the_loader(source: str) -> Non
     for rank, start_step in ((0, 0), (1, 3)):
         settings = {"batch_size": 3, "rank": rank, "world_size": 2, "seed": 5, "start_step": start_step}
         plain = list(itertools.islice(make_loader(source, clip, **settings), 5))
-        dataset = _Positioned(open_clips(source, clip, "train", 5), 5, True)
+        clips = open_clips(source, clip, "train", 5)
+        if source.endswith("11"):
+            clips.keep_all(at_once=4)
+        dataset = _Positioned(clips, 5, True)
         ahead = list(itertools.islice(_DrawnAhead(dataset, _Batches(3, rank, 2, start_step), at_once=7), 5))
         for one, other in zip(plain, ahead, strict=True):
             assert one.keys == other.keys

@@ -222,7 +222,8 @@ def test_what_stage_2_starts_from(tmp_path, weights, keep_optimizer):
 def test_what_is_learned_of_the_balance_is_trained_saved_and_resumed(tmp_path):
     def balanced(run):
         one = trainer(run)
-        objective = MGCT(NoiseSchedule(), Transfer(max_steps=TRANSFER_STEP), Consistency(), LearnedUncertainty())
+        schedule = NoiseSchedule(device=one.accelerator.device)
+        objective = MGCT(schedule, Transfer(max_steps=TRANSFER_STEP), Consistency(), LearnedUncertainty())
         return Trainer(one.unet, objective, batches, one.settings, run, {}, lambda *_: None, one.accelerator)
 
     whole = balanced(tmp_path / "whole")

@@ -1,10 +1,13 @@
 """The network against the reference's numbers, and the laws it must keep."""
 
+import copy
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
 
 from mgct import MultimodalUNet, blocks
 from mgct.convert import to_mm_diffusion
@@ -275,3 +278,55 @@ def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
     torch.testing.assert_close(ours, plain)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("with_film", [False, True])
+@pytest.mark.parametrize("activate", [False, True])
+def test_norm_by_sums_is_the_norm(monkeypatch, with_film, activate):
+    """What runs on a GPU, tried here: outputs and gradients as those of PyTorch's norm and what follows, one by one."""
+    norm = blocks.GroupNorm(4, 8).double()
+    torch.manual_seed(0)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 2, 5, 8).double() + 2).requires_grad_()
+    film = torch.randn(3, 16).double().requires_grad_() if with_film else None
+    leaves = [x, norm.weight, norm.bias, *([film] if with_film else [])]
+
+    h = F.group_norm(x.permute(0, 3, 1, 2), 4, norm.weight, norm.bias, norm.eps).permute(0, 2, 3, 1)
+    if film is not None:
+        scale, shift = film[:, None, None].chunk(2, -1)
+        h = h * (1 + scale) + shift
+    expected = F.silu(h) if activate else h
+    probe = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * probe).sum(), leaves)
+
+    monkeypatch.setattr(blocks, "_by_sums", lambda _: True)
+    ours = norm(x, film, activate)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad((ours * probe).sum(), leaves), gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+    half = norm.bfloat16()(x.bfloat16(), None if film is None else film.bfloat16(), activate)
+    assert half.dtype == torch.bfloat16
+    assert float((half.double() - expected).detach().abs().max()) < 0.05 * float(expected.detach().abs().max())
+    half.float().sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_predicts_the_same(dtype):
+    """The network on a GPU, in float32 and in half precision, with its gradients, beside the CPU's in float32."""
+    unet = randomised()
+    video, audio, t = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 1, 64), torch.tensor([3, 700])
+    results = {}
+    for device in ("cpu", "cuda"):
+        network = copy.deepcopy(unet).to(device).train()
+        half = device == "cuda" and dtype != torch.float32
+        with torch.autocast(device, dtype if half else torch.bfloat16, enabled=half):
+            out = network(video.to(device), audio.to(device), t.to(device), window_shift=0)
+        (out.video.float().square().mean() + out.audio.float().square().mean()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
+        results[device] = [out.video.float().cpu(), out.audio.float().cpu(), gradient]
+    for ours, true in zip(results["cuda"], results["cpu"], strict=True):
+        assert float((ours - true).norm() / true.norm()) < (2e-3 if dtype == torch.float32 else 3e-2)

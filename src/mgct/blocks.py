@@ -46,7 +46,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, film: Tensor | None = None, activate: bool = False) -> Tensor:
         """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted."""
-        if x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype:
+        plain = x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype
+        if plain or _by_sums(x):
             return _NormFilmSilu.apply(x, self.weight, self.bias, film, self.num_groups, self.eps, activate)
         rows, channels = x.shape[0], x.shape[-1]
         image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
@@ -60,6 +61,26 @@ class GroupNorm(nn.GroupNorm):
         return (F.silu(h) if activate else h).view(x.shape)
 
 
+def _by_sums(x: Tensor) -> bool:
+    """Whether `GroupNorm` works by plain sums: on a GPU, whose own norm wants the channels first; not compiled."""
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
+def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better.
+
+    Half precision is summed in float32 as it is read: a copy in float32 would cost more than all the rest.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        variance, mean = torch.var_mean(x.unflatten(2, (groups, -1)), dim=(1, 3), correction=0)
+    else:
+        total = x.sum(1, dtype=torch.float32)
+        squares = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
+        mean, square = (value.unflatten(1, (groups, -1)).mean(2) / x.shape[1] for value in (total, squares))
+        variance = (square - mean.square()).clamp(min=0)
+    return mean, torch.rsqrt(variance + eps)
+
+
 class _NormFilmSilu(torch.autograd.Function):
     """`GroupNorm` with what follows it, as one step of the backward pass.
 
@@ -68,7 +89,8 @@ class _NormFilmSilu(torch.autograd.Function):
     through one group after the other (``docs/performance.md``).
 
     With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
-    for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing.
+    for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing. On a CPU PyTorch's own norm
+    makes the output; on a GPU, where that one wants the channels first, these sums do.
     """
 
     @staticmethod
@@ -86,6 +108,15 @@ class _NormFilmSilu(torch.autograd.Function):
         rows, channels = x.shape[0], x.shape[-1]
         positions = x.numel() // (rows * channels)
         x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
+        ctx.activate = activate
+        if _by_sums(x):
+            with torch.autocast(x.device.type, enabled=False):
+                flat = x.view(rows, positions, channels)
+                mean, rstd = _group_statistics(flat, groups, eps)
+                ctx.save_for_backward(x, weight, bias, film, mean, rstd)
+                a, s = (value.to(x.dtype) for value in _affine(weight, bias, film, mean, rstd))
+                h = torch.addcmul(s, flat, a)
+                return (F.silu(h, inplace=True) if activate else h).view(x.shape)
         image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
         normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
         h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
@@ -95,7 +126,6 @@ class _NormFilmSilu(torch.autograd.Function):
         if activate:
             F.silu(h, inplace=True)
         ctx.save_for_backward(x, weight, bias, film, mean, rstd)
-        ctx.activate = activate
         return h.view(x.shape)
 
     @staticmethod
@@ -112,23 +142,39 @@ class _NormFilmSilu(torch.autograd.Function):
             return per_channel.reshape(-1, groups, channels // groups)
 
         def per_channel(values: Tensor) -> Tensor:
-            return values.expand(rows, groups, channels // groups).reshape(rows, 1, channels)
+            return values.expand(rows, groups, channels // groups).reshape(rows, 1, channels).to(x.dtype)
 
-        scale, shift = (0.0, 0.0) if film is None else film.chunk(2, dim=-1)
-        a = r * grouped(weight * (1 + scale))
-        s = grouped(bias * (1 + scale) + shift) - m * a
+        a, s = (grouped(value[:, 0]) for value in _affine(weight, bias, film, mean, rstd))
         if ctx.activate:
             grad = torch.ops.aten.silu_backward(grad, torch.addcmul(per_channel(s), x_rows, per_channel(a)))
-        grad_s = grouped(grad.sum(1))
-        grad_a = grouped(torch.linalg.vecdot(grad, x_rows, dim=1)) - m * grad_s  # the mean's own way to s included
+        grad_s = grouped(grad.sum(1, dtype=mean.dtype))
+        whole = x.dtype == mean.dtype
+        products = torch.linalg.vecdot(grad, x_rows, dim=1) if whole else (grad * x_rows).sum(1, dtype=mean.dtype)
+        grad_a = grouped(products) - m * grad_s  # the mean's own way to s included
         grad_variance = -0.5 * r.square() * (grad_a * a).sum(2, keepdim=True)
         grad_mean = -(grad_s * a).sum(2, keepdim=True) - 2 * m * grad_variance
         grad_x = torch.addcmul(per_channel(grad_mean / count), x_rows, per_channel(2 * grad_variance / count))
         grad_x.addcmul_(grad, per_channel(a))
         grad_w, grad_b = (r * grad_a).view(rows, channels), grad_s.view(rows, channels)
-        grad_film = None if film is None else torch.cat([grad_w * weight + grad_b * bias, grad_b], 1)
+        scale, grad_film = 0.0, None
+        if film is not None:
+            scale = film.to(mean.dtype).chunk(2, dim=-1)[0]
+            grad_film = torch.cat([grad_w * weight + grad_b * bias, grad_b], 1).to(film.dtype)
         grad_weight, grad_bias = (grad_w * (1 + scale)).sum(0), (grad_b * (1 + scale)).sum(0)
+        grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
         return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, None, None, None
+
+
+def _affine(weight: Tensor, bias: Tensor, film: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The a and s (N, 1, C) of `_NormFilmSilu`, in the precision of the mean (N, G)."""
+    rows, groups = mean.shape
+    weight, bias = weight.to(mean.dtype)[None], bias.to(mean.dtype)[None]
+    if film is not None:
+        scale, shift = film.to(mean.dtype).chunk(2, dim=-1)
+        weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
+    a = (rstd[..., None] * weight.unflatten(1, (groups, -1))).flatten(1)
+    s = bias - (mean[..., None] * a.unflatten(1, (groups, -1))).flatten(1)
+    return a.view(rows, 1, -1), s.view(rows, 1, -1)
 
 
 class SpatialConv(nn.Conv2d):

@@ -27,6 +27,7 @@ import http.client
 import io
 import itertools
 import json
+import math
 import os
 import re
 import tarfile
@@ -49,7 +50,7 @@ from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, read_clip
 from mgct.data.prepare import read_index
 from mgct.errors import UserError
 from mgct.noise import derive_seed
-from mgct.types import AVSample, ClipSpec, quantise
+from mgct.types import AVSample, ClipSpec, concatenate, quantise
 
 _OPEN_SHARDS = 64
 _SHUFFLE_BUFFER = 256
@@ -123,7 +124,7 @@ def make_loader(
     dataset = _Positioned(clips, seed, flip)
     batches = _Batches(batch_size, rank, world_size, start_step)
     if isinstance(clips, _WorldClips) and torch.device(device).type != "cpu":
-        clips.device = torch.device(device)
+        clips.draw_on(torch.device(device))
         return _DrawnAhead(dataset, batches)
     return _Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **workers))
 
@@ -221,6 +222,7 @@ class _WorldClips:
     spare_frames = 0
     mirrors = False
     device = torch.device("cpu")
+    _kept: tuple[AVSample, Tensor] | None = None
 
     def __init__(self, name: str, count: int, clip: ClipSpec, seed: int) -> None:
         from mgct.data.worlds import get_world
@@ -240,15 +242,39 @@ class _WorldClips:
     def __len__(self) -> int:
         return self._count
 
+    def draw_on(self, device: torch.device) -> None:
+        """Draw there from now on; each clip only once, if all fit into a quarter of what memory is free there."""
+        self.device = device
+        if device.type != "cuda" or self._count == _ENDLESS:
+            return
+        spec = self._clip
+        size = self._count * (math.prod(spec.video_shape) + 2 * spec.audio_samples)
+        if size < torch.cuda.mem_get_info(device)[0] / 4:
+            self.keep_all()
+
+    def keep_all(self, at_once: int = 1024) -> None:
+        """Draw all the clips and keep them."""
+        parts = [self._drawn(range(self._count)[first : first + at_once]) for first in range(0, self._count, at_once)]
+        clips = concatenate([clips for clips, _ in parts])
+        self._kept = clips, torch.cat([labels for _, labels in parts])
+
     def batch(
         self, numbers: Sequence[int], positions: Sequence[int], starts: Sequence[int], flips: Sequence[bool]
     ) -> ClipBatch:
         """The clips ``numbers``, which are neither cut nor mirrored: ``starts`` are 0 and ``flips`` False."""
         if any(starts) or any(flips):
             raise ValueError("a world's clips are neither cut nor mirrored")
-        drawn = self._world.render(list(numbers), self._clip, seed=self._seed, device=self.device)
+        if self._kept is None:
+            clips, labels = self._drawn(numbers)
+        else:
+            chosen = torch.tensor(list(numbers), device=self.device)
+            clips, labels = self._kept[0].map(lambda x: x[chosen]), self._kept[1][chosen]
         keys = [f"{self._name}_{self._seed}_{number}" for number in numbers]
-        return ClipBatch(quantise(drawn.clips), keys, torch.tensor(list(positions)), drawn.labels)
+        return ClipBatch(clips, keys, torch.tensor(list(positions)), labels)
+
+    def _drawn(self, numbers: Sequence[int]) -> tuple[AVSample, Tensor]:
+        drawn = self._world.render(list(numbers), self._clip, seed=self._seed, device=self.device)
+        return quantise(drawn.clips), drawn.labels
 
 
 class _StoredClips:
