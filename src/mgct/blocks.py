@@ -324,7 +324,7 @@ def video_down(x: Tensor) -> Tensor:
 def video_up(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, 2H, 2W, C): each pixel repeated."""
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)
-    return F.interpolate(frames, scale_factor=2, mode="nearest").permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return _repeated(frames, (2, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def audio_down(x: Tensor) -> Tensor:
@@ -335,7 +335,15 @@ def audio_down(x: Tensor) -> Tensor:
 def audio_up(x: Tensor) -> Tensor:
     """(B, L, C) → (B, 4L, C): each sample repeated."""
     row = x[:, None].permute(0, 3, 1, 2)
-    return F.interpolate(row, scale_factor=(1, 4), mode="nearest")[:, :, 0].mT
+    return _repeated(row, (1, 4))[:, :, 0].mT
+
+
+def _repeated(x: Tensor, times: tuple[int, int]) -> Tensor:
+    """Pictures (N, C, H, W) with each row and column repeated so many times."""
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # on a GPU it would make float32 of them, and of all that follows
+        return F.interpolate(x, scale_factor=times, mode="nearest")
 
 
 def identity(x: Tensor) -> Tensor:
@@ -497,19 +505,42 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, wind
     q_chunk, k_chunk = q_length // num_frames, k_length // num_frames
     if window == num_frames and k_length == num_frames * k_chunk:  # every window is everything
         return _attention(q, k, v)
-    chunks = torch.arange(num_frames, device=q.device)[:, None] + shift
+    first, steps = torch.arange(num_frames, device=q.device)[:, None], torch.arange(window, device=q.device)
     if k_length == num_frames * k_chunk:
-        frames = ((chunks + torch.arange(window, device=q.device)) % num_frames).flatten()
-        k, v = (x.unflatten(1, (num_frames, k_chunk)).index_select(1, frames) for x in (k, v))
+        chunks = ((first + shift + steps) % num_frames).flatten()
+        places = ((first - shift - steps) % num_frames * window + steps).flatten()
+        k, v = (_Gather.apply(x.unflatten(1, (num_frames, k_chunk)), chunks, places) for x in (k, v))
         k, v = (x.view(batch, num_frames, window * k_chunk, *x.shape[3:]) for x in (k, v))
     else:
-        seen = (chunks * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
+        seen = ((first + shift) * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
         k, v = k[:, seen], v[:, seen]  # (B, F, window * k_chunk, H, D)
     whole = q[:, : num_frames * q_chunk].unflatten(1, (num_frames, q_chunk))
     out = _attention(whole.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).reshape(batch, -1, *q.shape[2:])
     if q_length > num_frames * q_chunk:
         out = torch.cat([out, _attention(q[:, num_frames * q_chunk :], k[:, -1], v[:, -1])], dim=1)
     return out
+
+
+class _Gather(torch.autograd.Function):
+    """Chunks of (B, F, …), each taken as often as any other: (B, F · w, …).
+
+    The backward pass gathers too, the w places that each chunk went to, and adds them up. That of an indexing would
+    scatter, which takes a GPU several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chunks: Tensor, places: Tensor) -> Tensor:
+        """The chunks to take (F · w,), and the places that each of them is then found at (F · w,), w after w."""
+        ctx.save_for_backward(places)
+        ctx.count = x.shape[1]
+        return x.index_select(1, chunks)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of x."""
+        (places,) = ctx.saved_tensors
+        return grad.index_select(1, places).unflatten(1, (ctx.count, -1)).sum(2), None, None
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
