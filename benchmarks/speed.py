@@ -198,14 +198,17 @@ class Case:
 
     def predict(self) -> tuple[Any, Any]:
         """One forward call."""
-        import torch
-
         converted = self.half and (not self.spec["other"] or self.spec["precision"] == "fp16")
-        autocast = self.spec["precision"] != "fp32" and not converted
         video, audio = (x.to(self.dtype) if converted else x for x in (self.video, self.audio))
-        with torch.autocast(self.device, self.dtype, enabled=autocast):
+        with self.autocast(self.spec["precision"] != "fp32" and not converted):
             out = self.module(video, audio, self.timestep, **self.shift)
         return (out.video, out.audio) if hasattr(out, "video") else (out[0], out[1])
+
+    def autocast(self, enabled: bool) -> Any:
+        """Mixed precision, if enabled."""
+        import torch
+
+        return torch.autocast(self.device, self.dtype, enabled=enabled)
 
     def forward(self) -> Any:
         """The network without gradient."""
@@ -229,7 +232,9 @@ class Case:
         def step() -> None:
             video, audio = self.predict()
             loss = (video.float() - self.video).square().mean() + (audio.float() - self.audio).square().mean()
-            loss.backward()
+            recomputes = self.spec["other"] and self.spec["precision"] != "fp32"  # and not as its forward call was run
+            with self.autocast(bool(recomputes)):
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

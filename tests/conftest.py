@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton: its kernels then run on the CPU, slowly
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 

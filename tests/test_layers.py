@@ -10,7 +10,7 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "types", "bundled"},
+    {"errors", "types", "bundled", "norm_kernels"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},
     {"data.shards", "metrics.encoders", "metrics.corruptions"},

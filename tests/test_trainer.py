@@ -53,6 +53,13 @@ def trainer(run: Path, loader=batches, **changes) -> Trainer:
     return Trainer(unet, objective, loader, settings, run, {}, lambda *_: None, accelerator)
 
 
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
+    """Bit for bit; on a GPU, whose kernels add in an order that varies, to rounding."""
+    if torch.cuda.is_available():
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
+    assert torch.cuda.is_available() or torch.equal(ours, theirs), name
+
+
 def final(run: Path) -> dict:
     checkpoint = read_checkpoint(run)
     assert checkpoint.state["step"] == STEPS
@@ -89,12 +96,12 @@ def test_a_stopped_and_resumed_run_ends_as_the_undisturbed_one(undisturbed, tmp_
     second.fit()
     for name, tensors in final(undisturbed).items():
         for key, value in final(tmp_path)[name].items():
-            assert torch.equal(value, tensors[key]), f"{name}.{key}"
+            assert_same(value, tensors[key], f"{name}.{key}")
     ours, theirs = read_metrics(tmp_path), read_metrics(undisturbed)
-    for rows in (ours, theirs):
-        for row in rows:
+    for mine, other in zip(ours, theirs, strict=True):
+        for row in (mine, other):
             row.pop("clips_per_s")
-    assert ours == theirs
+        assert mine == (pytest.approx(other, rel=1e-3) if torch.cuda.is_available() else other)
 
 
 def test_the_transfer_happens_where_it_should(undisturbed):
@@ -123,7 +130,7 @@ def test_micro_batches_change_nothing_but_memory(undisturbed, tmp_path):
 def test_gradient_checkpointing_changes_nothing_but_memory(undisturbed, tmp_path):
     trainer(tmp_path, gradient_checkpointing=True).fit()
     for part in ("model", "target"):
-        assert distance(final(tmp_path)[part], final(undisturbed)[part]) < 1e-6
+        assert distance(final(tmp_path)[part], final(undisturbed)[part]) < (1e-4 if torch.cuda.is_available() else 1e-6)
 
 
 @pytest.mark.slow
@@ -238,7 +245,8 @@ def test_what_is_learned_of_the_balance_is_trained_saved_and_resumed(tmp_path):
     ours, theirs = (read_checkpoint(tmp_path / run).tensors("learned") for run in ("parts", "whole"))
     assert len(ours) == 4
     assert all(value != 0 for value in ours.values())
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    for name, value in theirs.items():
+        assert_same(ours[name], value, name)
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -8,7 +8,9 @@ resampling that is passed in.
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -66,17 +68,71 @@ def _by_sums(x: Tensor) -> bool:
     return x.is_cuda and not torch.compiler.is_compiling()
 
 
-def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better.
+@functools.cache
+def _kernels() -> Any:
+    """`mgct.norm_kernels`, if Triton works here; else None, and PyTorch's own operations do the same more slowly."""
+    try:
+        from mgct import norm_kernels
 
-    Half precision is summed in float32 as it is read: a copy in float32 would cost more than all the rest.
-    """
+        ones = torch.ones(1, 2, 4, device="cuda")
+        norm_kernels.affine(ones, ones[:, 0], ones[:, 0], True)
+    except Exception as error:  # whatever a compiler may raise
+        warnings.warn(f"norms run without Triton, which does not work here: {error}", stacklevel=2)
+        return None
+    return norm_kernels
+
+
+class _PlainSums:
+    """`mgct.norm_kernels` by PyTorch's operations, in the precision of what they are given."""
+
+    @staticmethod
+    def sums(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Half precision is summed in float32 as it is read: a copy in float32 would cost more than all the rest."""
+        return x.sum(1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
+
+    @staticmethod
+    def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
+        """F(a x + s)."""
+        h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype))
+        return F.silu(h, inplace=True) if silu else h
+
+    @staticmethod
+    def _before(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
+        h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype)) if silu else x
+        return torch.ops.aten.silu_backward(grad, h) if silu else grad
+
+    @classmethod
+    def gradient_sums(
+        cls, x: Tensor, grad: Tensor, a: Tensor, s: Tensor, mean: Tensor, silu: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Σ g and Σ g (x - mean)."""
+        grad = cls._before(x, grad, a, s, silu)
+        total = grad.sum(1, dtype=mean.dtype)
+        whole = x.dtype == mean.dtype
+        products = torch.linalg.vecdot(grad, x, dim=1) if whole else (grad * x).sum(1, dtype=mean.dtype)
+        return total, products - mean * total
+
+    @classmethod
+    def gradient(
+        cls, x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offset: Tensor, silu: bool
+    ) -> Tensor:
+        """A g + slope x + offset."""
+        a_row, slope, offset = (value[:, None].to(x.dtype) for value in (a, slope, offset))
+        return torch.addcmul(offset, x, slope).addcmul_(cls._before(x, grad, a, s, silu), a_row)
+
+
+def _passes(x: Tensor) -> Any:
+    """What does the passes over ``x``: the kernels on a GPU where they work, or PyTorch's operations."""
+    on_gpu = x.is_cuda and x.dtype != torch.float64 and not torch.compiler.is_compiling()
+    return (_kernels() if on_gpu else None) or _PlainSums
+
+
+def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better."""
     if x.dtype in (torch.float32, torch.float64):
         variance, mean = torch.var_mean(x.unflatten(2, (groups, -1)), dim=(1, 3), correction=0)
     else:
-        total = x.sum(1, dtype=torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
-        mean, square = (value.unflatten(1, (groups, -1)).mean(2) / x.shape[1] for value in (total, squares))
+        mean, square = (total.unflatten(1, (groups, -1)).mean(2) / x.shape[1] for total in _passes(x).sums(x))
         variance = (square - mean.square()).clamp(min=0)
     return mean, torch.rsqrt(variance + eps)
 
@@ -90,7 +146,7 @@ class _NormFilmSilu(torch.autograd.Function):
 
     With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
     for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing. On a CPU PyTorch's own norm
-    makes the output; on a GPU, where that one wants the channels first, these sums do.
+    makes the output; on a GPU, where that one wants the channels first, `_passes` do.
     """
 
     @staticmethod
@@ -114,9 +170,8 @@ class _NormFilmSilu(torch.autograd.Function):
                 flat = x.view(rows, positions, channels)
                 mean, rstd = _group_statistics(flat, groups, eps)
                 ctx.save_for_backward(x, weight, bias, film, mean, rstd)
-                a, s = (value.to(x.dtype) for value in _affine(weight, bias, film, mean, rstd))
-                h = torch.addcmul(s, flat, a)
-                return (F.silu(h, inplace=True) if activate else h).view(x.shape)
+                a, s = _affine(weight, bias, film, mean, rstd)
+                return _passes(x).affine(flat, a, s, activate).view(x.shape)
         image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
         normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
         h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
@@ -139,42 +194,38 @@ class _NormFilmSilu(torch.autograd.Function):
         m, r = mean[..., None], rstd[..., None]
 
         def grouped(per_channel: Tensor) -> Tensor:
-            return per_channel.reshape(-1, groups, channels // groups)
+            return per_channel.reshape(rows, groups, channels // groups)
 
         def per_channel(values: Tensor) -> Tensor:
-            return values.expand(rows, groups, channels // groups).reshape(rows, 1, channels).to(x.dtype)
+            return values.expand(rows, groups, channels // groups).reshape(rows, channels)
 
-        a, s = (grouped(value[:, 0]) for value in _affine(weight, bias, film, mean, rstd))
-        if ctx.activate:
-            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(per_channel(s), x_rows, per_channel(a)))
-        grad_s = grouped(grad.sum(1, dtype=mean.dtype))
-        whole = x.dtype == mean.dtype
-        products = torch.linalg.vecdot(grad, x_rows, dim=1) if whole else (grad * x_rows).sum(1, dtype=mean.dtype)
-        grad_a = grouped(products) - m * grad_s  # the mean's own way to s included
-        grad_variance = -0.5 * r.square() * (grad_a * a).sum(2, keepdim=True)
-        grad_mean = -(grad_s * a).sum(2, keepdim=True) - 2 * m * grad_variance
-        grad_x = torch.addcmul(per_channel(grad_mean / count), x_rows, per_channel(2 * grad_variance / count))
-        grad_x.addcmul_(grad, per_channel(a))
-        grad_w, grad_b = (r * grad_a).view(rows, channels), grad_s.view(rows, channels)
-        scale, grad_film = 0.0, None
+        a, s = _affine(weight, bias, film, mean, rstd)
+        passes = _passes(x)
+        grad_s, grad_a = passes.gradient_sums(x_rows, grad, a, s, per_channel(m), ctx.activate)
+        ga, gs = grouped(grad_a), grouped(grad_s)
+        grad_variance = -0.5 * r.square() * (ga * grouped(a)).sum(2, keepdim=True)
+        grad_mean = -(gs * grouped(a)).sum(2, keepdim=True) - 2 * m * grad_variance
+        slope, offset = per_channel(2 * grad_variance / count), per_channel(grad_mean / count)
+        grad_x = passes.gradient(x_rows, grad, a, s, slope, offset, ctx.activate)
+        grad_w, grad_b = (r * ga).view(rows, channels), grad_s
+        grad_film, scale = None, 1.0
         if film is not None:
-            scale = film.to(mean.dtype).chunk(2, dim=-1)[0]
             grad_film = torch.cat([grad_w * weight + grad_b * bias, grad_b], 1).to(film.dtype)
-        grad_weight, grad_bias = (grad_w * (1 + scale)).sum(0), (grad_b * (1 + scale)).sum(0)
-        grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+            scale = 1 + film.to(mean.dtype).chunk(2, dim=-1)[0]
+        grad_weight, grad_bias = (grad_w * scale).sum(0).to(weight.dtype), (grad_b * scale).sum(0).to(bias.dtype)
         return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, None, None, None
 
 
 def _affine(weight: Tensor, bias: Tensor, film: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """The a and s (N, 1, C) of `_NormFilmSilu`, in the precision of the mean (N, G)."""
-    rows, groups = mean.shape
+    """The a and s (N, C) of `_NormFilmSilu`, in the precision of the mean (N, G)."""
+    groups = mean.shape[1]
     weight, bias = weight.to(mean.dtype)[None], bias.to(mean.dtype)[None]
     if film is not None:
         scale, shift = film.to(mean.dtype).chunk(2, dim=-1)
         weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
     a = (rstd[..., None] * weight.unflatten(1, (groups, -1))).flatten(1)
     s = bias - (mean[..., None] * a.unflatten(1, (groups, -1))).flatten(1)
-    return a.view(rows, 1, -1), s.view(rows, 1, -1)
+    return a, s
 
 
 class SpatialConv(nn.Conv2d):
