@@ -1,7 +1,7 @@
-"""What training costs: operations, memory and time, computed on tensors without data. Nothing is timed.
+"""What training costs: operations and memory, computed on tensors without data, and time, from one measurement.
 
     python benchmarks/training_cost.py                       # small and paper
-    python benchmarks/training_cost.py --config paper --batch 16 --share 0.3
+    python benchmarks/training_cost.py --config paper --batch 16 --moved 160
 
 Operations: matrix products, convolutions and attention of one forward call, a multiply-add as two. A training step of
 stage 1 is three of these a clip (the backward pass counts as two), of stage 2 eight (θ twice forward and backward, θ⁻
@@ -10,8 +10,9 @@ and φ once), with gradient checkpointing one and two more.
 Memory: weights, gradients, AdamW's two moments and the running average in float32, in stage 2 θ⁻ too; and what the
 backward pass keeps of a clip's activations, each storage counted once, in the body's precision.
 
-Time: the operations over ``--share`` of the device's dense bfloat16 rate. The share is an assumption; small networks
-reach less of it than large ones, and a loader may be slower than either. Measure yours with ``benchmarks/speed.py``.
+Time: these networks are bound by memory on a GPU (a training step of ``small`` reaches 5 % of an H100's matrix rate). So
+it is taken to be what one H100 needed, by the ratio of the memory rates; ``--moved`` says it as gigabytes a clip. A loader
+may be slower. Measure yours with ``benchmarks/speed.py``.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgct import ClipSpec, MultimodalUNet
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVICES = {  # dense bfloat16 TFLOP/s and GB, from the makers' data sheets
-    "RTX 3090": (71, 24),
-    "RTX 4090": (165, 24),
-    "A100 80 GB": (312, 80),
-    "H100 SXM": (989, 80),
-    "H200": (989, 141),
+DEVICES = {  # GB/s and GB, from the makers' data sheets
+    "RTX 3090": (936, 24),
+    "RTX 4090": (1008, 24),
+    "A100 80 GB": (2039, 80),
+    "H100 SXM": (3350, 80),
+    "H200": (4800, 141),
 }
+MOVED_GB = {"small": 3350 / 310, "paper": 3 * 3350 / 55.3}
+"""An H100's rate over the clips/s that were measured on it: training, compiled, and three times a forward call (fp16)."""
 PASSES = (3, 8)
 """Forward calls that a training step stands for, by stage."""
 
@@ -72,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=["small", "paper"])
     parser.add_argument("--batch", type=int, help="clips per step; the configuration's own if left out")
-    parser.add_argument("--share", type=float, default=0.3, help="of the device's dense bfloat16 rate")
+    parser.add_argument("--moved", type=float, help="gigabytes a clip of a step of stage 1; default: see MOVED_GB")
     options = parser.parse_args()
     for name in options.config:
         settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
@@ -93,8 +96,11 @@ def main() -> None:
         print("        one block's at a time)\n")
         print(f"| device | clips at once in stage 1, 2 | clips/s in stage 1, 2 | 100,000 steps of {batch} clips |")
         print("|---|---|---|---|")
-        for device, (tflops, memory) in DEVICES.items():
-            rate = tflops * 1e12 * options.share / operations
+        moved = options.moved or MOVED_GB.get(name)
+        if moved is None:
+            raise SystemExit(f"no step of {name} has been measured; say what one moves: --moved GB")
+        for device, (speed, memory) in DEVICES.items():
+            rate = PASSES[0] * speed / moved
             fits = [int((0.9 * memory - state_gb[stage]) / clip_gb / (stage + 1)) for stage in (0, 1)]
             hours = [100_000 * batch * passes / rate / 3600 for passes in PASSES]
             rates = [rate / passes for passes in PASSES]
