@@ -229,7 +229,13 @@ def test_parts_that_a_kill_leaves_are_not_taken_for_clips(models, tmp_path, caps
 def test_further_roles_and_samplers_get_rows(models, tmp_path, capsys):
     path = models.parent / "more.yaml"
     path.write_text("baseline: baseline\nmap: map\nstage1: not-trained-yet\n")
-    words = {"data": DATA, "calls": "[3]", "num": 12, "add": "[map:dpm-solver++:2]", "split": "train"}
+    words = {
+        "data": DATA,
+        "calls": "[3]",
+        "num": 12,
+        "add": "[map:dpm-solver++:2,map:dpm-solver++:2@700]",
+        "split": "train",
+    }
     reproduce(capsys, "table4", out=tmp_path, models=path, **words)
     rows = [(row["role"], row["sampler"], row["calls"], row["status"][:7]) for row in table(tmp_path, "table4")]
     assert rows == [
@@ -239,7 +245,10 @@ def test_further_roles_and_samplers_get_rows(models, tmp_path, capsys):
         ("mgct-no-mct", "dpm-solver", "3", "missing"),
         ("map", "dpm-solver", "3", "made"),
         ("map", "dpm-solver++", "2", "made"),
+        ("map", "dpm-solver++ from 700", "2", "made"),
     ]
+    distances = [row["FVD-compact"] for row in table(tmp_path, "table4")[-2:]]
+    assert distances[0] != distances[1]
     assert "no saved model at" in table(tmp_path, "table4")[0]["status"]
 
 
@@ -334,7 +343,8 @@ def test_the_papers_claims_follow_from_its_table():
 def test_extra_rows_are_read():
     assert parse_extra("ddim:50") == (None, Sampling("ddim", 50))
     assert parse_extra("mgct-w0.5:consistency:4") == ("mgct-w0.5", Sampling("consistency", 4))
-    for text in ("ddim", "a:b:c:3", "ddim:many", ":3", "a:"):
+    assert parse_extra("stage1:ddim:50@700") == ("stage1", Sampling("ddim", 50, start_timestep=700))
+    for text in ("ddim", "a:b:c:3", "ddim:many", ":3", "a:", "ddim:3@", "ddim:3@much"):
         with pytest.raises(UserError, match="SAMPLER:CALLS"):
             parse_extra(text)
 

@@ -75,7 +75,8 @@ def reproduce(
         protocol: of the metrics: compact, open, mm-diffusion-2024 … (see docs/evaluation.md).
         num: clips a row, the protocol's if not given; of a figure, 6 or 4.
         calls: network calls instead of the paper's, as [9,12].
-        add: more rows: SAMPLER:CALLS for every model, or ROLE:SAMPLER:CALLS, as [dpm-solver++:12,stage1:ddim:50].
+        add: more rows: SAMPLER:CALLS for every model, or ROLE:SAMPLER:CALLS, as [dpm-solver++:12,stage1:ddim:50]; with
+            @700 behind it, sampling starts at that noise level.
         paper_data: the data set of the paper that the data is; its numbers are put beside.
         split: which split of a prepared folder or world.
         clip: how to read a folder of videos; as the models' clips if not given.

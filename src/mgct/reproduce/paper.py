@@ -7,6 +7,7 @@ evaluator (the scale of FAD changed in 2024), nor which seeds; it gives no inter
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -46,6 +47,7 @@ class Sampling:
         calls: network calls per clip.
         name: how tables call it; None: the sampler's own name.
         clip_x0: as in `SamplingOptions`.
+        start_timestep: as in `SamplingOptions`; tables say it behind the name.
 
     Raises:
         UserError: a named sampler that does not exist or does not take so many calls.
@@ -55,6 +57,7 @@ class Sampling:
     calls: int
     name: str | None = None
     clip_x0: bool | None = None
+    start_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sampler, str):
@@ -63,9 +66,9 @@ class Sampling:
     @property
     def title(self) -> str:
         """The sampler's name in tables."""
-        if self.name is not None:
-            return self.name
-        return self.sampler if isinstance(self.sampler, str) else type(self.sampler).__name__
+        own = self.sampler if isinstance(self.sampler, str) else type(self.sampler).__name__
+        start = "" if self.start_timestep is None else f" from {self.start_timestep}"
+        return (own if self.name is None else self.name) + start
 
     def options(self, seed: int, batch_size: int, progress: bool) -> SamplingOptions:
         """The same for the pipeline."""
@@ -76,6 +79,7 @@ class Sampling:
             batch_size=batch_size,
             clip_x0=self.clip_x0,
             progress=progress,
+            start_timestep=self.start_timestep,
         )
 
 
@@ -264,13 +268,16 @@ def table_rows(
 
 
 def parse_extra(text: str) -> tuple[str | None, Sampling]:
-    """``SAMPLER:CALLS`` or ``ROLE:SAMPLER:CALLS`` as `table_rows` takes it.
+    """``SAMPLER:CALLS`` or ``ROLE:SAMPLER:CALLS``, either with ``@START`` behind it, as `table_rows` takes it.
 
     Raises:
         UserError: neither, or a sampler that does not take so many calls.
     """
-    *role, sampler, calls = ["", *text.split(":")]
-    role = [part for part in role if part]
-    if not sampler or len(role) > 1 or text.count(":") not in (1, 2) or not calls.isdecimal():
-        raise UserError(f"{text!r} is no extra sampling: write SAMPLER:CALLS or ROLE:SAMPLER:CALLS, as dpm-solver++:12")
-    return (role[0] if role else None), Sampling(sampler, int(calls))
+    found = re.fullmatch(r"(?:([^:]+):)?([^:]+):(\d+)(?:@(\d+))?", text)
+    if found is None:
+        raise UserError(
+            f"{text!r} is no extra sampling: write SAMPLER:CALLS or ROLE:SAMPLER:CALLS, as dpm-solver++:12; "
+            "with @700 behind it to start at that noise level"
+        )
+    role, sampler, calls, start = found.groups()
+    return role, Sampling(sampler, int(calls), start_timestep=None if start is None else int(start))

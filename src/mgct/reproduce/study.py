@@ -236,6 +236,7 @@ class Study:
         sampler: Any = sampling.sampler
         named = sampler if isinstance(sampler, str) else f"{type(sampler).__name__} {dict(sampler.config)}"
         made_by = [named, sampling.calls, sampling.clip_x0, self.settings.seed, count]
+        made_by += [] if sampling.start_timestep is None else [f"from {sampling.start_timestep}"]
         return _key(mgct.__version__, self.models[role].digest, made_by)
 
     def file_name(self, role: str, sampling: Sampling, key: str) -> str:
