@@ -14,7 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from run import PLAN, ROOT, Task
+import torch
+from run import PLAN, ROOT, Task, without_paths
 
 from mgct import AVPipeline, __version__
 from mgct.bundled import FOLDER
@@ -25,7 +26,7 @@ from mgct.trainer import count_parameters
 LARGEST_BYTES = 20_000_000
 
 
-def bundle(task: Task, card_path: Path) -> Path:
+def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     """Copy the packed model and write its card."""
     card = MetricCard.load(card_path)
     parts = [task, *([task.parent] if task.parent else [])]
@@ -33,7 +34,7 @@ def bundle(task: Task, card_path: Path) -> Path:
     devices = {piece["device"] for part in parts for piece in part.progress().pieces}
     steps = sum(part.progress().steps for part in parts)
     clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
-    pipe: Any = AVPipeline.from_pretrained(task.packed)
+    pipe: Any = AVPipeline.from_pretrained(task.packed, torch_dtype=torch.float16)
     config = task.config()
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     facts = ModelFacts(
@@ -49,11 +50,14 @@ def bundle(task: Task, card_path: Path) -> Path:
         licence="Apache-2.0",
         version=__version__,
         address=task.world,
+        start_timestep=start_timestep,
         cost=f"{clips:,} clips, none twice, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
     )
     folder = FOLDER / task.world
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(task.packed, folder, ignore=shutil.ignore_patterns("progress.json"))
+    pipe.register_to_config(start_timestep=start_timestep)
+    pipe.save_pretrained(folder)
+    without_paths(folder)
     (folder / "README.md").write_text(model_card(facts))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST_BYTES:
@@ -68,9 +72,10 @@ def main() -> None:
     parser.add_argument("world", choices=PLAN["worlds"])
     parser.add_argument("role", choices=list(PLAN["models"]))
     parser.add_argument("card", type=Path)
+    parser.add_argument("--start_timestep", type=int, help="the noise level that it is best sampled from")
     options = parser.parse_args()
     task = Task(options.size, options.world, options.role, ROOT / "runs" / "evidence")
-    print(bundle(task, options.card))
+    print(bundle(task, options.card, options.start_timestep))
 
 
 if __name__ == "__main__":

@@ -196,13 +196,18 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     shutil.rmtree(draft, ignore_errors=True)
     pipe: Any = AVPipeline.from_pretrained(model, torch_dtype=torch.float16)
     pipe.save_pretrained(draft)
-    for path in draft.rglob("*.json"):  # diffusers notes where it was loaded from, a folder of this machine
-        facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
-        path.write_text(json.dumps(facts, indent=2) + "\n")
+    without_paths(draft)
     (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
     shutil.rmtree(task.packed, ignore_errors=True)
     draft.rename(task.packed)
     return progress
+
+
+def without_paths(folder: Path) -> None:
+    """Take out of a saved model where it was loaded from, which diffusers notes: a folder of this machine."""
+    for path in folder.rglob("*.json"):
+        facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def status(size: str, world: str, runs: Path) -> str:

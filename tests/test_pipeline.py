@@ -470,6 +470,22 @@ def test_no_level_above_the_start_is_sampled_through(pipe, sampler):
     assert not torch.equal(clips.video, pipe(num_clips=2, steps=4, sampler=sampler, **QUIET).video)
 
 
+def test_a_model_s_own_start_is_taken_where_it_fits_and_no_other_is_asked_for(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "start_timestep": 600}))
+    low = AVPipeline.from_pretrained(tmp_path)
+    ways = {None: 600, 300: 300, 999: 999}
+    for asked, start in ways.items():
+        ours = low(num_clips=1, steps=3, start_timestep=asked, **QUIET)
+        assert torch.equal(ours.video, pipe(num_clips=1, steps=3, start_timestep=start, **QUIET).video)
+    assert low.start_timestep(SamplingOptions(sampler="ddpm", steps=700)) == 999  # more calls than it has levels
+    assert low.start_timestep(SamplingOptions(sampler=DDIMScheduler(), steps=3)) == 999
+    assert torch.equal(
+        pipe(num_clips=1, steps=3, **QUIET).video, pipe(num_clips=1, steps=3, start_timestep=999, **QUIET).video
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

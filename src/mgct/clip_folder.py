@@ -216,8 +216,9 @@ def _record(
         "seconds": seconds,
         "format": format,
     }
-    if options.start_timestep is not None:
-        record["start_timestep"] = options.start_timestep
+    start = pipe.start_timestep(options)
+    if start != pipe.schedule.num_timesteps - 1:
+        record["start_timestep"] = start
     if options.variation_of:
         record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
     if given is not None:

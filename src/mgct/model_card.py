@@ -29,6 +29,7 @@ class ModelFacts:
         version: of this package; empty: not known.
         address: what ``AVPipeline.from_pretrained`` and ``mgct sample`` find it by.
         cost: what it was trained on and how long, in words; empty: not known.
+        start_timestep: the noise level that it is sampled from unless asked otherwise; None: the schedule's last.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelFacts:
     version: str = ""
     address: str = "path/to/this/folder"
     cost: str = ""
+    start_timestep: int | None = None
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -114,6 +116,8 @@ def _samplers(facts: ModelFacts) -> str:
         return "## Samplers\n\nIt is not known which samplers this model was made for."
     rows = [f"| `{name}` | {low} to {high} |" for name, (low, high) in _ranked(facts)]
     text = "\n".join(["| sampler | network calls |", "|---|---|", *rows])
+    if facts.start_timestep is not None:
+        text += f"\n\nSampling starts at noise level {facts.start_timestep} unless another `start_timestep` is given."
     return f"## Samplers\n\nThe model was made for these; other choices work, with a warning.\n\n{text}"
 
 

@@ -66,9 +66,10 @@ class SamplingOptions:
             noise starts from that clip's, mixed with some of its own.
         variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
             step, which a variation does not share.
-        start_timestep: the noisiest level, where pure noise is put in; None: T-1. Above about 700 a network that was
-            trained for little mistakes noise for a scene, and the clip comes out in too strong colours and with a noisy
-            sound; starting lower leaves these levels out (``docs/sampling.md`` measures it).
+        start_timestep: the noisiest level, where pure noise is put in; None: the model's own, or T-1 where it has none.
+            Above about 700 a network that was trained for little mistakes noise for a scene, and the clip comes out in
+            too strong colours and with a noisy sound; starting lower leaves these levels out (``docs/sampling.md``
+            measures it).
     """
 
     steps: int | None = None
@@ -148,6 +149,7 @@ class AVPipeline(DiffusionPipeline):
         num_timesteps: T of the noise schedule it was trained with.
         beta_start: β_0 of that schedule.
         beta_end: β_{T-1}.
+        start_timestep: the noisiest level that this model is best sampled from; None: T-1. `SamplingOptions` overrules.
     """
 
     if TYPE_CHECKING:  # what diffusers provides through untyped bases
@@ -165,6 +167,7 @@ class AVPipeline(DiffusionPipeline):
         num_timesteps: int = 1000,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
+        start_timestep: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(clip, ClipSpec):
@@ -176,6 +179,7 @@ class AVPipeline(DiffusionPipeline):
             num_timesteps=num_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
+            start_timestep=start_timestep,
         )
         self.schedule = NoiseSchedule(num_timesteps, beta_start, beta_end)
         unet.eval()
@@ -517,16 +521,26 @@ class AVPipeline(DiffusionPipeline):
 
     def _schedule(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""
-        start = options.start_timestep
-        if start is None:
-            return self.schedule
+        start = self.start_timestep(options)
         if start >= self.schedule.num_timesteps:
             raise UserError(f"start_timestep must be below the schedule's {self.schedule.num_timesteps}, got {start}")
-        if self.calls(options) > start:
+        if options.start_timestep is not None and self.calls(options) > start:
             raise UserError(
                 f"{self.calls(options)} steps do not fit below start_timestep={start}; ask for at most that"
             )
-        return self.schedule.until(start)
+        return self.schedule if start == self.schedule.num_timesteps - 1 else self.schedule.until(start)
+
+    def start_timestep(self, options: SamplingOptions) -> int:
+        """The noisiest level that ``options`` sample from.
+
+        The model's own is for the samplers named here, and for no more calls than it has levels.
+        """
+        last: int = self.schedule.num_timesteps - 1
+        if options.start_timestep is not None:
+            return options.start_timestep
+        own = self.config.start_timestep
+        fits = own is not None and isinstance(options.sampler, str) and self.calls(options) <= own
+        return own if fits else last
 
     def _start_noise(self, draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions) -> Tensor:
         """Packed noise (B, D) at the first point: each clip's own draw, or a variation's."""

@@ -84,8 +84,8 @@ def sample(
         guidance_scale: strength of guided and mm-diffusion.
         upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged
             before they are written.
-        start_timestep: the noisiest level; 700 makes more of a model that was trained for little; the schedule's last
-            (999) if not given.
+        start_timestep: the noisiest level; 700 makes more of a model that was trained for little, 999 is the schedule's
+            last; the model's own if not given.
     """
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")

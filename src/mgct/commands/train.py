@@ -99,6 +99,7 @@ def train(
     if checkpoint is not None:
         _check_same_model(checkpoint.state["config"], model, clip, out)
 
+    start_timestep = _start_timestep(str(out) if resume else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
     unet = MultimodalUNet(**model)
     if init and checkpoint is None:
@@ -123,7 +124,7 @@ def train(
     def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
         folder = out / name
         kind = objective.stage if objective.stage == 1 or not consistency.jump.needs_target_time else "map"
-        pipe = AVPipeline(network, clip, RECOMMENDED[kind])
+        pipe = AVPipeline(network, clip, RECOMMENDED[kind], start_timestep=start_timestep)
         facts = ModelFacts(
             name=out.name,
             clip=clip,
@@ -134,6 +135,7 @@ def train(
             stage=objective.stage,
             settings=yaml.safe_load(config_yaml or "{}"),
             version=__version__,
+            start_timestep=start_timestep,
         )
         _replace_folder(pipe, folder, facts)
 
@@ -200,6 +202,15 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
     if set(different) - weightless:
         raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
     unet.load_state_dict(unet.with_target_time(other.state_dict()))
+
+
+def _start_timestep(source: str) -> int | None:
+    """The noise level that the saved model of ``source`` is sampled from, if there is such a model and it has one."""
+    try:
+        index = Path(find_pipeline(source)) / "model_index.json"
+        return json.loads(index.read_text()).get("start_timestep")
+    except UserError:
+        return None
 
 
 def _make_run_folder(out: Path, config_yaml: str) -> None:
