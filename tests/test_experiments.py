@@ -1,0 +1,105 @@
+"""The scripts that train and publish the models of the paper's tables, on a plan of four steps."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgct import AVPipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """`experiments/run.py` with a tiny plan, whose packed models go into a folder of their own."""
+    for folder in ("experiments", "benchmarks"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    import run
+
+    plan = {"stage1_clips": 64, "then_clips": 32, "train": {"log_every": 1, "num_workers": 0}, "num": 8}
+    monkeypatch.setitem(run.PLAN["sizes"], "micro", plan)
+    monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "checkpoints")
+    return run
+
+
+def test_every_model_of_the_plan_has_a_configuration(run, tmp_path):
+    for size in ("micro", "small"):
+        for role in run.PLAN["models"]:
+            task = run.Task(size, "dance", role, tmp_path)
+            config = task.config()
+            assert config["train"]["steps"] >= 1
+            assert ("consistency" in config) == (role not in ("stage1", "baseline"))
+            assert config["data"].startswith("world:dance")
+    roles = [run.Task("micro", "dance", role, tmp_path) for role in run.PLAN["models"]]
+    assert len({task.config()["train"]["seed"] for task in roles}) == len(roles)
+
+
+def test_pieces_go_on_from_the_packed_model_alone(run, tmp_path, monkeypatch, capsys):
+    def main(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        run.main()
+
+    main("micro", "landscape", "next", "--runs", str(tmp_path / "a"), "--", "--train.steps", "3")
+    task = run.Task("micro", "landscape", "stage1", tmp_path / "a")
+    first = task.progress()
+    assert (first.steps, first.of, len(first.pieces)) == (3, 4, 1)
+    assert "stage1: 3 of 4 steps" in capsys.readouterr().out
+    main("micro", "landscape", "next", "--runs", str(tmp_path / "elsewhere"))
+    second = run.Task("micro", "landscape", "stage1", tmp_path / "elsewhere").progress()
+    assert (second.steps, [piece["steps"] for piece in second.pieces]) == (4, [3, 1])
+    assert AVPipeline.from_pretrained(task.packed).clip.size == 16
+    assert not any("_name_or_path" in path.read_text() for path in task.packed.rglob("*.json"))
+    assert next(role for role in run.PLAN["models"] if role != "stage1") == "baseline"
+    assert run.Task("micro", "landscape", "baseline", tmp_path).parent.packed == task.packed
+
+
+def test_published_tables_get_onto_the_page(run, tmp_path, monkeypatch):
+    import tables
+
+    page, results = tmp_path / "results.md", tmp_path / "results"
+    page.write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
+    folder = results / "micro" / "dance"
+    folder.mkdir(parents=True)
+    lines = [
+        "# Table 1: who",
+        "",
+        "On what.",
+        "",
+        "| model | FVD | card |",
+        "|---|---|---|",
+        "| MGCT | 1.5 | x.md |",
+        "",
+    ]
+    lines += ["## The paper's claims here", "", "- Held.", "", "## Models", "", "| Role | Model |", "|---|---|"]
+    (folder / "table1.md").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(tables, "RESULTS", results)
+    monkeypatch.setattr(tables, "PAGE", page)
+    for _ in range(2):
+        tables.write_page()
+        text = page.read_text()
+        assert text.startswith("before\n<!-- tables -->\n")
+        assert text.endswith("<!-- end of tables -->\nafter\n")
+        assert "### micro, dance. Table 1: who" in text
+        assert "| MGCT | 1.5 |" in text
+        assert "- Held." in text
+        assert "x.md" not in text
+        assert "old" not in text
+
+
+def test_a_bundled_model_is_what_was_packed(run, tmp_path, monkeypatch):
+    import bundle
+
+    monkeypatch.setattr(bundle, "FOLDER", tmp_path / "models")
+    task = run.Task("micro", "dance", "baseline", tmp_path)
+    source = ROOT / "experiments" / "checkpoints" / "micro" / "dance" / "baseline"
+    monkeypatch.setattr(run, "CHECKPOINTS", ROOT / "experiments" / "checkpoints")
+    assert task.packed == source
+    card = next((ROOT / "experiments").rglob("*baseline--dpm-solver++-12--*.json"), None)
+    if card is None:
+        pytest.skip("no card is published")
+    folder = bundle.bundle(task, card, 700)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["start_timestep"] == 700
+    assert "noise level 700" in (folder / "README.md").read_text()
