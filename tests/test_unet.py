@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,11 +285,11 @@ def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
 def passes(request, monkeypatch):
     """What runs on a GPU, run here: PyTorch's operations, or the kernels by Triton's interpreter."""
     monkeypatch.setattr(blocks, "_by_sums", lambda _: True)
+    ways = blocks._PlainSums
     if request.param == "kernels":
         pytest.importorskip("triton")
-        from mgct import norm_kernels
-
-        monkeypatch.setattr(blocks, "_passes", lambda _: norm_kernels)
+        from mgct import norm_kernels as ways
+    monkeypatch.setattr(blocks, "_passes", lambda _: ways)
     return request.param
 
 
@@ -324,6 +325,16 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
     assert float((half.to(dtype) - expected).detach().norm() / expected.detach().norm()) < 0.02
     (half_gradient,) = torch.autograd.grad(half, x, probe.bfloat16())
     assert float((half_gradient - gradients[0]).norm() / gradients[0].norm()) < 0.02
+
+
+def test_kernels_that_are_wrong_are_not_used():
+    pytest.importorskip("triton")
+    from mgct import norm_kernels
+
+    blocks._check_kernels(norm_kernels, "cpu")
+    wrong = SimpleNamespace(**{**vars(norm_kernels), "gradient_sums": lambda x, *_: (x.sum(1), x.sum(1))})
+    with pytest.raises(RuntimeError, match="gradient_sums"):
+        blocks._check_kernels(wrong, "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -74,12 +74,32 @@ def _kernels() -> Any:
     try:
         from mgct import norm_kernels
 
-        ones = torch.ones(1, 2, 4, device="cuda")
-        norm_kernels.affine(ones, ones[:, 0], ones[:, 0], True)
+        _check_kernels(norm_kernels, "cuda")
     except Exception as error:  # whatever a compiler may raise
         warnings.warn(f"norms run without Triton, which does not work here: {error}", stacklevel=2)
         return None
     return norm_kernels
+
+
+def _check_kernels(kernels: Any, device: str) -> None:
+    """Try each of `mgct.norm_kernels` beside `_PlainSums`.
+
+    Raises:
+        RuntimeError: they do not agree.
+    """
+    x = torch.arange(2.0 * 150 * 24, device=device).sin().view(2, 150, 24)
+    a, s, mean, grad = x[:, 0] + 1, x[:, 1], x[:, 2], x.roll(1, 1)
+    for silu in (False, True):
+        for name, arguments in (
+            ("sums", (x,)),
+            ("affine", (x, a, s, silu)),
+            ("gradient_sums", (x, grad, a, s, mean, silu)),
+            ("gradient", (x, grad, a, s, a, s, silu)),
+        ):
+            ours, plain = (getattr(way, name)(*arguments) for way in (kernels, _PlainSums))
+            for one, other in zip(ours, plain, strict=True):
+                if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
+                    raise RuntimeError(f"the kernel of {name} is {(one - other).abs().max().item():.2g} off")
 
 
 class _PlainSums:
@@ -122,9 +142,10 @@ class _PlainSums:
 
 
 def _passes(x: Tensor) -> Any:
-    """What does the passes over ``x``: the kernels on a GPU where they work, or PyTorch's operations."""
-    on_gpu = x.is_cuda and x.dtype != torch.float64 and not torch.compiler.is_compiling()
-    return (_kernels() if on_gpu else None) or _PlainSums
+    """What does the passes over ``x``: the kernels where they work, on the current GPU, or PyTorch's operations."""
+    if not _by_sums(x) or x.dtype == torch.float64 or x.device.index != torch.cuda.current_device():
+        return _PlainSums
+    return _kernels() or _PlainSums
 
 
 def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:

@@ -151,12 +151,19 @@ def _blocks(x: Tensor, tiles: int = 1) -> tuple[int, dict[str, int]]:
     return triton.cdiv(x.shape[1], block_p * tiles), {"BLOCK_P": block_p, "BLOCK_C": block_c}
 
 
+def _rows(*tensors: Tensor) -> list[Tensor]:
+    """As the kernels want them: with nothing between the rows."""
+    return [tensor.contiguous() for tensor in tensors]
+
+
 def sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """Σ x and Σ x² over the positions of (N, P, C): two of (N, C), float32."""
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x, _TILES)
     out = torch.empty(rows, parts, 2, channels, device=x.device)
-    _sums_kernel[(rows * parts,)](x, out, positions, channels, parts, TILES=_TILES, num_warps=_WARPS, **blocks)
+    _sums_kernel[(rows * parts,)](
+        x.contiguous(), out, positions, channels, parts, TILES=_TILES, num_warps=_WARPS, **blocks
+    )
     total, squares = out.sum(1).unbind(1)
     return total, squares
 
@@ -165,8 +172,10 @@ def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
     """f(a x + s) of (N, P, C), in its precision."""
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x)
-    out = torch.empty_like(x)
-    _affine_kernel[(rows * parts,)](x, a, s, out, positions, channels, parts, SILU=silu, num_warps=_WARPS, **blocks)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _affine_kernel[(rows * parts,)](
+        *_rows(x, a, s), out, positions, channels, parts, SILU=silu, num_warps=_WARPS, **blocks
+    )
     return out
 
 
@@ -176,11 +185,7 @@ def gradient_sums(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, mean: Tensor, s
     parts, blocks = _blocks(x, _TILES)
     out = torch.empty(rows, parts, 2, channels, device=x.device)
     _gradient_sums_kernel[(rows * parts,)](
-        x,
-        grad.contiguous(),
-        a,
-        s,
-        mean,
+        *_rows(x, grad, a, s, mean),
         out,
         positions,
         channels,
@@ -198,14 +203,9 @@ def gradient(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offse
     """With g as in `gradient_sums`: a g + slope x + offset, in the precision of x; all but x and grad are (N, C)."""
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x)
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _gradient_kernel[(rows * parts,)](
-        x,
-        grad.contiguous(),
-        a,
-        s,
-        slope,
-        offset,
+        *_rows(x, grad, a, s, slope, offset),
         out,
         positions,
         channels,
