@@ -91,3 +91,9 @@ def test_training_goes_on_from_the_bundled_model_by_the_configuration_for_it(tmp
     )
     assert before.keys() == after.keys()
     assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)
+    more = ["--train.steps", "2", "--resume"]
+    assert cli.main(["train", *config, *small[:2], *small[4:], *more]) == 0
+    starts = [
+        AVPipeline.from_pretrained(model).config.start_timestep for model in ("landscape", tmp_path / "run/model")
+    ]
+    assert starts == [700, 700]

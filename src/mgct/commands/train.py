@@ -99,7 +99,7 @@ def train(
     if checkpoint is not None:
         _check_same_model(checkpoint.state["config"], model, clip, out)
 
-    start_timestep = _start_timestep(str(out) if resume else init)
+    start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
     unet = MultimodalUNet(**model)
     if init and checkpoint is None:
@@ -206,11 +206,10 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
 
 def _start_timestep(source: str) -> int | None:
     """The noise level that the saved model of ``source`` is sampled from, if there is such a model and it has one."""
-    try:
-        index = Path(find_pipeline(source)) / "model_index.json"
-        return json.loads(index.read_text()).get("start_timestep")
-    except UserError:
+    if not source or Path(source).is_file():
         return None
+    index = Path(find_pipeline(source)) / "model_index.json"
+    return json.loads(index.read_text()).get("start_timestep")
 
 
 def _make_run_folder(out: Path, config_yaml: str) -> None:
