@@ -252,8 +252,9 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
             run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
             for sampler in named_runs(variant):
-                for calls, clip_x0 in options.calls.get(sampler, ()):
+                for calls, clip_x0, start in options.calls.get(sampler, ()):
                     name = f"{sampler}, clipped" if clip_x0 else sampler
+                    name += f" from {start}" if start else ""
                     if (options.world, variant, seed, name, calls) in known:
                         continue
                     if metric is None:
@@ -264,6 +265,7 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
                         steps=calls,
                         sampler=sampler,
                         clip_x0=clip_x0,
+                        start_timestep=start,
                         seed=seed,
                         batch_size=32,
                         progress=False,
@@ -333,7 +335,7 @@ def parse() -> argparse.Namespace:
     micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
     micro_command.add_argument("--warmup_steps", type=int, default=20)
     default = ["dpm-solver:20,20c", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
-    words = "network calls; with a c behind, x̂0 is clipped where the sampler does not by itself"
+    words = "network calls; with a c behind, x̂0 is clipped where the sampler does not by itself; with @700, begun there"
     micro_command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…", help=words)
     commands.add_parser("report").add_argument("results", type=Path, nargs="+")
     options = parser.parse_args()
@@ -341,11 +343,14 @@ def parse() -> argparse.Namespace:
         options.variants = list(VARIANTS)
     if options.command == "micro":
         pairs = (word.partition(":")[::2] for word in options.calls)
-        options.calls = {
-            sampler: [(int(n.removesuffix("c")), True if n.endswith("c") else None) for n in calls.split(",")]
-            for sampler, calls in pairs
-        }
+        options.calls = {sampler: [parse_calls(text) for text in calls.split(",")] for sampler, calls in pairs}
     return options
+
+
+def parse_calls(text: str) -> tuple[int, bool | None, int | None]:
+    """``CALLS[c][@START]`` → network calls, whether x̂0 is clipped, and where sampling starts."""
+    calls, _, start = text.partition("@")
+    return int(calls.removesuffix("c")), True if calls.endswith("c") else None, int(start) if start else None
 
 
 def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
