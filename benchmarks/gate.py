@@ -4,9 +4,10 @@
     python benchmarks/gate.py --store    # keeps today's ratios, for processors of this maker
 
 Both sides run in this process, A B A B …, in float32 on the CPU, and are timed in CPU seconds, so that neither a faster
-machine nor a busy one changes much. Makers of processors differ by up to four times, for PyTorch's convolutions do, so a
-ratio is kept for each; another maker's is compared with the largest. The ratio is the median over the pairs. The plain side is a stack of 3×3
+machine nor a busy one changes much. The ratio is the median over the pairs. The plain side is a stack of 3×3
 convolutions of 64 channels in PyTorch's channels-last format, repeated until it has done the same number of operations.
+How fast PyTorch's convolutions are differs by up to four times between makers of processors, so each has its own
+ratios; one that is not known is compared with the largest.
 """
 
 from __future__ import annotations

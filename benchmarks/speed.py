@@ -232,8 +232,8 @@ class Case:
         def step() -> None:
             video, audio = self.predict()
             loss = (video.float() - self.video).square().mean() + (audio.float() - self.audio).square().mean()
-            recomputes = self.spec["other"] and self.spec["precision"] != "fp32"  # and not as its forward call was run
-            with self.autocast(bool(recomputes)):
+            # the reference recomputes activations in its backward pass, without the autocast of its forward pass
+            with self.autocast(bool(self.spec["other"]) and self.spec["precision"] != "fp32"):
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

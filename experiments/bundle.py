@@ -34,6 +34,7 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     devices = {piece["device"] for part in parts for piece in part.progress().pieces}
     steps = sum(part.progress().steps for part in parts)
     clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
+    different = PLAN["sizes"][task.size].get("clips", clips)
     pipe: Any = AVPipeline.from_pretrained(task.packed, torch_dtype=torch.float16)
     config = task.config()
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
@@ -51,7 +52,7 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
         version=__version__,
         address=task.world,
         start_timestep=start_timestep,
-        cost=f"{clips:,} clips, none twice, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
+        cost=f"{clips:,} clips, {different:,} of them different, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
     )
     folder = FOLDER / task.world
     shutil.rmtree(folder, ignore_errors=True)

@@ -106,7 +106,7 @@ class Task:
         """The whole configuration of the run, from its first step to its last."""
         sizes, model = PLAN["sizes"][self.size], PLAN["models"][self.role]
         config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{self.size}.yaml").read_text())
-        config["data"] = ":".join(["world", self.world, *map(str, filter(None, [sizes.get("clips")]))])
+        config["data"] = f"world:{self.world}" + (f":{sizes['clips']}" if "clips" in sizes else "")
         config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
         clips = sizes["stage1_clips"] if self.role == "stage1" else sizes["then_clips"]
         if self.role != "stage1" and self.parent is None:

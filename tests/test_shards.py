@@ -425,7 +425,7 @@ def test_a_world_drawn_ahead_gives_the_batches_of_the_loader(source: str) -> Non
         if source.endswith("11"):
             clips.keep_all(at_once=4)
         dataset = _Positioned(clips, 5, True)
-        ahead = list(itertools.islice(_DrawnAhead(dataset, _Batches(3, rank, 2, start_step), at_once=7), 5))
+        ahead = list(itertools.islice(_DrawnAhead(clips, dataset, _Batches(3, rank, 2, start_step), at_once=7), 5))
         for one, other in zip(plain, ahead, strict=True):
             assert one.keys == other.keys
             assert torch.equal(one.positions, other.positions)

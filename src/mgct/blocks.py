@@ -112,7 +112,7 @@ class _PlainSums:
 
     @staticmethod
     def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
-        """F(a x + s)."""
+        """The values f(a x + s)."""
         h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype))
         return F.silu(h, inplace=True) if silu else h
 
@@ -136,7 +136,7 @@ class _PlainSums:
     def gradient(
         cls, x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offset: Tensor, silu: bool
     ) -> Tensor:
-        """A g + slope x + offset."""
+        """The sum a g + slope x + offset."""
         a_row, slope, offset = (value[:, None].to(x.dtype) for value in (a, slope, offset))
         return torch.addcmul(offset, x, slope).addcmul_(cls._before(x, grad, a, s, silu), a_row)
 

@@ -50,7 +50,6 @@ def make_accelerator(precision: Precision) -> Accelerator:
         if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
             raise UserError("fsdp_offload_params is not supported; set it to false, as in configs/accelerate/fsdp.yaml")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes: the fastest kernels are worth a search
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True if several and not has_gpu else None)
 
 

@@ -123,9 +123,9 @@ def make_loader(
     clips = open_clips(source, clip, split, seed)
     dataset = _Positioned(clips, seed, flip)
     batches = _Batches(batch_size, rank, world_size, start_step)
-    if isinstance(clips, _WorldClips) and torch.device(device).type != "cpu":
-        clips.draw_on(torch.device(device))
-        return _DrawnAhead(dataset, batches)
+    if isinstance(clips, _WorldClips) and torch.device(device).type == "cuda":
+        clips.device = torch.device(device)
+        return _DrawnAhead(clips, dataset, batches)
     return _Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **workers))
 
 
@@ -242,14 +242,12 @@ class _WorldClips:
     def __len__(self) -> int:
         return self._count
 
-    def draw_on(self, device: torch.device) -> None:
-        """Draw there from now on; each clip only once, if all fit into a quarter of what memory is free there."""
-        self.device = device
-        if device.type != "cuda" or self._count == _ENDLESS:
+    def keep_if_they_fit(self) -> None:
+        """Draw all the clips and keep them, if they fit into a quarter of the GPU's free memory."""
+        if self.device.type != "cuda" or self._count == _ENDLESS or self._kept is not None:
             return
-        spec = self._clip
-        size = self._count * (math.prod(spec.video_shape) + 2 * spec.audio_samples)
-        if size < torch.cuda.mem_get_info(device)[0] / 4:
+        size = self._count * (math.prod(self._clip.video_shape) + 2 * self._clip.audio_samples)
+        if size < torch.cuda.mem_get_info(self.device)[0] / 4:
             self.keep_all()
 
     def keep_all(self, at_once: int = 1024) -> None:
@@ -446,11 +444,13 @@ class _DrawnAhead:
     A world draws with hundreds of small kernels a class, so a GPU draws a thousand clips about as fast as one.
     """
 
+    world: _WorldClips
     clips: _Positioned
     batches: _Batches
     at_once: int = 1024
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        self.world.keep_if_they_fit()
         size = self.batches.batch_size
         for group in _grouped(self.batches, max(self.at_once // size, 1)):
             drawn = self.clips.at(list(itertools.chain.from_iterable(group)))
