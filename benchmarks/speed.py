@@ -166,11 +166,18 @@ class Case:
         self.module.train(spec["task"] in ("train", "profile-train"))
         if spec["compile"]:
             self.module.compile(mode=spec["compile"], dynamic=False)
+        self.graphed: Callable[[Any], Any] = lambda function: function
+        if spec.get("graph") and not spec["other"]:
+            from mgct.graphs import Graphed
+
+            self.graphed = Graphed
         draw = torch.Generator().manual_seed(1)
         self.video = torch.randn(self.batch, *self.clip.video_shape, generator=draw).to(self.device)
         self.audio = torch.randn(self.batch, *self.clip.audio_shape, generator=draw).to(self.device)
         self.timestep = torch.linspace(1, 998, self.batch).long().to(self.device)
-        self.shift = {} if spec["other"] else {"window_shift": torch.zeros(unet.num_shifted_blocks, dtype=torch.long)}
+        shift = torch.zeros(unet.num_shifted_blocks, dtype=torch.long, device=self.device)
+        self.shift = {} if spec["other"] else {"window_shift": shift}
+        self.call = self.graphed(self._call)
 
     def _other(self, unet: Any) -> Any:
         """The other network, built by MM-Diffusion's constructor, with our weights."""
@@ -196,12 +203,12 @@ class Case:
             other.convert_to_fp16()
         return other
 
-    def predict(self) -> tuple[Any, Any]:
+    def _call(self, video: Any, audio: Any, timestep: Any) -> tuple[Any, Any]:
         """One forward call."""
         converted = self.half and (not self.spec["other"] or self.spec["precision"] == "fp16")
-        video, audio = (x.to(self.dtype) if converted else x for x in (self.video, self.audio))
+        video, audio = (x.to(self.dtype) if converted else x for x in (video, audio))
         with self.autocast(self.spec["precision"] != "fp32" and not converted):
-            out = self.module(video, audio, self.timestep, **self.shift)
+            out = self.module(video, audio, timestep, **self.shift)
         return (out.video, out.audio) if hasattr(out, "video") else (out[0], out[1])
 
     def autocast(self, enabled: bool) -> Any:
@@ -215,7 +222,7 @@ class Case:
         import torch
 
         with torch.no_grad():
-            return self.predict()
+            return self.call(self.video, self.audio, self.timestep)
 
     def training(self) -> Callable[[], Any]:
         """A training step: multimodal loss, backward, AdamW, and the running average of the weights."""
@@ -229,12 +236,21 @@ class Case:
         average = [copy.deepcopy(parameter.detach()) for parameter in parameters]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
 
-        def step() -> None:
-            video, audio = self.predict()
+        def passes(noisy_video: Any, noisy_audio: Any, timestep: Any) -> list[Any]:
+            optimizer.zero_grad(set_to_none=True)
+            video, audio = self._call(noisy_video, noisy_audio, timestep)
             loss = (video.float() - self.video).square().mean() + (audio.float() - self.audio).square().mean()
             # the reference recomputes activations in its backward pass, without the autocast of its forward pass
             with self.autocast(bool(self.spec["other"]) and self.spec["precision"] != "fp32"):
                 loss.backward()
+            return [parameter.grad for parameter in parameters]
+
+        passes = self.graphed(passes)
+
+        def step() -> None:
+            gradients = passes(self.video, self.audio, self.timestep)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -249,6 +265,11 @@ class Case:
 
         pipe: Any = AVPipeline(self.module, self.clip)
         return lambda: pipe(num_clips=self.batch, steps=steps, batch_size=self.batch, progress=False)
+
+    def launched(self) -> Callable[[], Any]:
+        """What is timed, without a graph."""
+        self.graphed, self.call = lambda function: function, self._call
+        return self.function()
 
     def function(self) -> Callable[[], Any]:
         """What the spec's task times."""
@@ -299,7 +320,7 @@ def serve(spec: dict[str, Any]) -> None:
                 peak = torch.cuda.max_memory_allocated()
             flops = moved = 0.0
             if not spec["compile"] and not spec["other"]:  # last: a counted run keeps more in memory
-                flops, moved = count_operations(function)
+                flops, moved = count_operations(case.launched())
             answer = {"peak_bytes": peak, "flops": flops, "bytes": moved}
         print(json.dumps(answer), flush=True)
 
@@ -359,7 +380,7 @@ def compared(
     spec: dict[str, Any], repeats: int, runs: dict[str, list[dict[str, float]]], facts: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     """Figures of each side, and how many times slower than ours the others are."""
-    result: dict[str, Any] = {key: spec[key] for key in ("task", "config", "device", "precision", "compile")}
+    result: dict[str, Any] = {key: spec[key] for key in ("task", "config", "device", "precision", "compile", "graph")}
     result.update(batch=spec["batch"], threads=spec["threads"], repeats=repeats)
     for name in runs:
         result[name] = summary(facts[name], runs[name], spec)
@@ -651,6 +672,7 @@ def row_of(result: dict[str, Any], name: str) -> str:
         f"{side['tflop_per_s']:.3f}", f"{side['share_of_matrix_rate']:.0%}", f"{side['share_of_memory_rate']:.0%}"
     ] if "tflop_per_s" in side else ["", "", ""]  # fmt: skip
     task = result["task"] + (f" ({name})" if name != "ours" else "") + (" compiled" if result["compile"] else "")
+    task += " replayed" if result["graph"] and name == "ours" else ""
     cells = [
         task, result["config"], str(result["batch"]), result["precision"],
         f"{1e3 * side['wall_s']:.0f} ({low:.0f}-{high:.0f})", f"{side['cpu_s']:.2f}", f"{side['clips_per_s']:.2f}",
@@ -686,6 +708,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=["fp32"])
     parser.add_argument("--compile", nargs="?", const="default", help="also compiled; a mode of torch.compile")
+    parser.add_argument("--graph", action="store_true", help="on a GPU: our passes are CUDA graphs")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
@@ -729,7 +752,7 @@ def main(arguments: list[str] | None = None) -> None:
                     for batch in options.batch:
                         spec = {
                             **settings, "task": task, "config": config, "batch": batch, "precision": precision,
-                            "compile": mode, "device": options.device, "threads": options.threads, "other": None,
+                            "compile": mode, "graph": options.graph, "device": options.device, "threads": options.threads, "other": None,
                             "warmup": options.warmup, "repeats": options.repeats, "checkpointing": options.checkpointing,
                         }  # fmt: skip
                         try:

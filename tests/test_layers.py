@@ -10,13 +10,13 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "types", "bundled", "norm_kernels"},
+    {"errors", "types", "bundled", "kernels", "graphs"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},
     {"data.shards", "metrics.encoders", "metrics.corruptions"},
     {"layout", "losses", "convert", "model_card", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate"},
-    {"pipeline", "upsampler", "checkpoint", "trackers", "running_means", "batch_size"},
+    {"pipeline", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
     {"guard", "monitors"},
     {"trainer", "clip_folder", "upsampler_trainer"},
     {"reproduce", "app"},

@@ -478,7 +478,8 @@ def test_a_model_s_own_start_is_taken_where_it_fits_and_no_other_is_asked_for(pi
     ways = {None: 600, 300: 300, 999: 999}
     for asked, start in ways.items():
         ours = low(num_clips=1, steps=3, start_timestep=asked, **QUIET)
-        assert torch.equal(ours.video, pipe(num_clips=1, steps=3, start_timestep=start, **QUIET).video)
+        theirs = pipe(num_clips=1, steps=3, start_timestep=start, **QUIET)
+        torch.testing.assert_close(ours.video, theirs.video, rtol=0, atol=1e-3)
     assert low.start_timestep(SamplingOptions(sampler="ddpm", steps=700)) == 999  # more calls than it has levels
     assert low.start_timestep(SamplingOptions(sampler=DDIMScheduler(), steps=3)) == 999
     assert torch.equal(

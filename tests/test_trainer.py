@@ -41,7 +41,7 @@ def batches(start):
         step += 1
 
 
-def trainer(run: Path, loader=batches, **changes) -> Trainer:
+def trainer(run: Path, loader=batches, dropout=0.1, **changes) -> Trainer:
     run.mkdir(exist_ok=True)
     settings = {"steps": STEPS, "batch_size": 4, "log_every": 3, "checkpoint_every": 100, "learning_rate": 1e-3}
     settings = TrainSettings(**{**settings, "precision": "fp32", **changes})
@@ -49,7 +49,7 @@ def trainer(run: Path, loader=batches, **changes) -> Trainer:
     schedule = NoiseSchedule(device=accelerator.device)
     objective = MGCT(schedule, Transfer(max_steps=TRANSFER_STEP), Consistency(direction=TeacherDirection()))
     torch.manual_seed(0)
-    unet = randomised(dropout=0.1)
+    unet = randomised(dropout=dropout)
     return Trainer(unet, objective, loader, settings, run, {}, lambda *_: None, accelerator)
 
 

@@ -285,10 +285,10 @@ def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
 def passes(request, monkeypatch):
     """What runs on a GPU, run here: PyTorch's operations, or the kernels by Triton's interpreter."""
     monkeypatch.setattr(blocks, "_by_sums", lambda _: True)
-    ways = blocks._PlainSums
+    ways = blocks._Plain
     if request.param == "kernels":
         pytest.importorskip("triton")
-        from mgct import norm_kernels as ways
+        from mgct import kernels as ways
     monkeypatch.setattr(blocks, "_passes", lambda _: ways)
     return request.param
 
@@ -320,19 +320,82 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
     for mine, theirs in zip(torch.autograd.grad(ours, leaves, probe), gradients, strict=True):
         torch.testing.assert_close(mine, theirs, **tolerance)
 
-    half = norm.bfloat16()(x.bfloat16(), None if film is None else film.bfloat16(), activate)
+    half_film = None if film is None else film.bfloat16()
+    half = norm.bfloat16()(x.bfloat16(), half_film, activate)
     assert half.dtype == torch.bfloat16
     assert float((half.to(dtype) - expected).detach().norm() / expected.detach().norm()) < 0.02
     (half_gradient,) = torch.autograd.grad(half, x, probe.bfloat16())
     assert float((half_gradient - gradients[0]).norm() / gradients[0].norm()) < 0.02
 
 
+@pytest.mark.parametrize("activate", [False, True])
+def test_norm_of_a_gpu_adds_the_bias_before_it(passes, activate):
+    """In half precision; outputs and all gradients beside the addition and the norm in float32."""
+    torch.manual_seed(0)
+    norm = blocks.GroupNorm(8, 48)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, probe = torch.randn(3, 500, 48).bfloat16(), torch.randn(3, 500, 48).bfloat16()
+    film, offset = torch.randn(3, 96, requires_grad=True), torch.randn(48, requires_grad=True)
+    results = []
+    for kind in (torch.bfloat16, torch.float32):
+        leaves = [x.to(kind).requires_grad_(), norm.weight, norm.bias, film, offset]
+        out = norm(leaves[0], film, activate, offset)
+        assert out.dtype == kind
+        results.append([out, *torch.autograd.grad(out, leaves, probe.to(kind))])
+    for ours, exact in zip(*results, strict=True):
+        assert float((ours.float() - exact).detach().norm() / exact.detach().norm()) < 0.02
+
+
+@pytest.mark.parametrize("function", ["video_down", "video_up", "audio_down", "audio_up"])
+def test_resampling_of_a_gpu_is_resampling(monkeypatch, function):
+    kernels = pytest.importorskip("mgct.kernels")
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, 5) if "video" in function else torch.randn(2, 12, 5)
+    x.requires_grad_()
+    expected = getattr(blocks, function)(x)
+    probe = torch.randn(expected.shape)
+    (gradient,) = torch.autograd.grad(expected, x, probe)
+    monkeypatch.setattr(blocks, "_has_kernels", lambda _: True)
+    monkeypatch.setattr(blocks, "_kernels", lambda: kernels)
+    ours = getattr(blocks, function)(x)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(ours, x, probe)[0], gradient)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_windows_of_a_gpu_are_the_windows(monkeypatch, window):
+    kernels = pytest.importorskip("mgct.kernels")
+    torch.manual_seed(0)
+    q, kv = torch.randn(2, 12, 2, 4), torch.randn(2, 20, 2, 2, 4, requires_grad=True)
+
+    def result():
+        out = blocks.windowed_attention(q, *kv.unbind(2), num_frames=4, window=window, shift=2)
+        return out, *torch.autograd.grad(out.square().sum(), kv)
+
+    expected = result()
+    monkeypatch.setattr(blocks, "_has_kernels", lambda _: True)
+    monkeypatch.setattr(blocks, "_kernels", lambda: kernels)
+    for ours, theirs in zip(result(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 4])
+def test_dilated_taps_as_pictures(shift):
+    """What a GPU is given for a dilated convolution is that convolution."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 13, 5), torch.randn(7, 5, 3), torch.randn(7)
+    rows = F.pad(x, (0, 0, 0, -13 % shift))
+    ours = blocks.taps_over_frames(rows, weight, bias, shift)[:, :13]
+    torch.testing.assert_close(ours, blocks.taps_over_samples(x, weight, bias, shift))
+
+
 def test_kernels_that_are_wrong_are_not_used():
     pytest.importorskip("triton")
-    from mgct import norm_kernels
+    from mgct import kernels
 
-    blocks._check_kernels(norm_kernels, "cpu")
-    wrong = SimpleNamespace(**{**vars(norm_kernels), "gradient_sums": lambda x, *_: (x.sum(1), x.sum(1))})
+    blocks._check_kernels(kernels, "cpu")
+    wrong = SimpleNamespace(**{**vars(kernels), "gradient_sums": lambda x, *_: (x.sum(1), x.sum(1))})
     with pytest.raises(RuntimeError, match="gradient_sums"):
         blocks._check_kernels(wrong, "cpu")
 

@@ -46,11 +46,19 @@ def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of (N, …, C): the statistics of each group of channels are over all positions of a row."""
 
-    def forward(self, x: Tensor, film: Tensor | None = None, activate: bool = False) -> Tensor:
-        """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted."""
+    def forward(
+        self, x: Tensor, film: Tensor | None = None, activate: bool = False, offset: Tensor | None = None
+    ) -> Tensor:
+        """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted.
+
+        ``offset`` (C,) is added to x first: on a GPU in half precision the bias of the convolution that made x costs
+        nothing here, and a pass over x there, and another in its backward pass.
+        """
+        if offset is not None and not (_by_sums(x) and x.dtype in (torch.float16, torch.bfloat16)):
+            x, offset = x + offset, None
         plain = x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype
         if plain or _by_sums(x):
-            return _NormFilmSilu.apply(x, self.weight, self.bias, film, self.num_groups, self.eps, activate)
+            return _NormFilmSilu.apply(x, self.weight, self.bias, film, offset, self.num_groups, self.eps, activate)
         rows, channels = x.shape[0], x.shape[-1]
         image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -70,40 +78,44 @@ def _by_sums(x: Tensor) -> bool:
 
 @functools.cache
 def _kernels() -> Any:
-    """`mgct.norm_kernels`, if Triton works here; else None, and PyTorch's own operations do the same more slowly."""
+    """`mgct.kernels`, if Triton works here; else None, and PyTorch's own operations do the same more slowly."""
     try:
-        from mgct import norm_kernels
+        from mgct import kernels
 
-        _check_kernels(norm_kernels, "cuda")
+        _check_kernels(kernels, "cuda")
     except Exception as error:  # whatever a compiler may raise
         warnings.warn(f"norms run without Triton, which does not work here: {error}", stacklevel=2)
         return None
-    return norm_kernels
+    return kernels
 
 
 def _check_kernels(kernels: Any, device: str) -> None:
-    """Try each of `mgct.norm_kernels` beside `_PlainSums`.
+    """Try each of `mgct.kernels` beside `_Plain`.
 
     Raises:
         RuntimeError: they do not agree.
     """
     x = torch.arange(2.0 * 150 * 24, device=device).sin().view(2, 150, 24)
     a, s, mean, grad = x[:, 0] + 1, x[:, 1], x[:, 2], x.roll(1, 1)
+    pictures, chunks = x.view(2, 10, 15, 24)[:, :, :12], x.view(2, 6, 25, 24)
+    calls: list[tuple[str, tuple[Any, ...]]] = [("sums", (x,))]
     for silu in (False, True):
-        for name, arguments in (
-            ("sums", (x,)),
+        calls += [
             ("affine", (x, a, s, silu)),
             ("gradient_sums", (x, grad, a, s, mean, silu)),
             ("gradient", (x, grad, a, s, a, s, silu)),
-        ):
-            ours, plain = (getattr(way, name)(*arguments) for way in (kernels, _PlainSums))
-            for one, other in zip(ours, plain, strict=True):
-                if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
-                    raise RuntimeError(f"the kernel of {name} is {(one - other).abs().max().item():.2g} off")
+        ]
+    calls += [(way, (pictures, factors, 0.5)) for way in ("down", "up") for factors in ((2, 2), (1, 4))]
+    calls += [("take", (chunks, torch.tensor([3, 0, 5, 1, 1, 4], device=device), each)) for each in (1, 3)]
+    for name, arguments in calls:
+        ours, plain = (getattr(way, name)(*arguments) for way in (kernels, _Plain))
+        for one, other in zip(ours, plain, strict=True):
+            if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
+                raise RuntimeError(f"the kernel of {name} is {(one - other).abs().max().item():.2g} off")
 
 
-class _PlainSums:
-    """`mgct.norm_kernels` by PyTorch's operations, in the precision of what they are given."""
+class _Plain:
+    """`mgct.kernels` by PyTorch's operations, in the precision of what they are given."""
 
     @staticmethod
     def sums(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,22 +152,50 @@ class _PlainSums:
         a_row, slope, offset = (value[:, None].to(x.dtype) for value in (a, slope, offset))
         return torch.addcmul(offset, x, slope).addcmul_(cls._before(x, grad, a, s, silu), a_row)
 
+    @staticmethod
+    def down(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
+        """The scaled sum of neighbours."""
+        return x.unflatten(2, (-1, factors[1])).unflatten(1, (-1, factors[0])).sum((2, 4)) * scale
+
+    @staticmethod
+    def up(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
+        """Each repeated, and scaled."""
+        return x.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2) * scale
+
+    @staticmethod
+    def take(x: Tensor, index: Tensor, each: int) -> Tensor:
+        """Sums of chunks."""
+        return x.index_select(1, index).unflatten(1, (-1, each)).sum(2)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether `mgct.kernels` work on ``x``: on the current GPU, where Triton works, if nothing is compiled."""
+    if not x.is_cuda or torch.compiler.is_compiling() or x.dtype == torch.float64:
+        return False
+    return x.device.index == torch.cuda.current_device() and _kernels() is not None
+
 
 def _passes(x: Tensor) -> Any:
-    """What does the passes over ``x``: the kernels where they work, on the current GPU, or PyTorch's operations."""
-    if not _by_sums(x) or x.dtype == torch.float64 or x.device.index != torch.cuda.current_device():
-        return _PlainSums
-    return _kernels() or _PlainSums
+    """What does the passes over ``x``: the kernels where they work, or PyTorch's operations."""
+    return _kernels() if _has_kernels(x) else _Plain
 
 
-def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better."""
+def _group_statistics(
+    x: Tensor, groups: int, eps: float, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better.
+
+    With ``offset`` (C,), those of x + offset, for which x must be of half precision; and its mean at each channel.
+    """
     if x.dtype in (torch.float32, torch.float64):
         variance, mean = torch.var_mean(x.unflatten(2, (groups, -1)), dim=(1, 3), correction=0)
-    else:
-        mean, square = (total.unflatten(1, (groups, -1)).mean(2) / x.shape[1] for total in _passes(x).sums(x))
-        variance = (square - mean.square()).clamp(min=0)
-    return mean, torch.rsqrt(variance + eps)
+        return mean, torch.rsqrt(variance + eps), None
+    means, squares = (total / x.shape[1] for total in _passes(x).sums(x))
+    if offset is not None:
+        squares = squares + offset * (2 * means + offset)
+        means = means + offset
+    mean, square = (total.unflatten(1, (groups, -1)).mean(2) for total in (means, squares))
+    return mean, torch.rsqrt((square - mean.square()).clamp(min=0) + eps), means if offset is not None else None
 
 
 class _NormFilmSilu(torch.autograd.Function):
@@ -167,7 +207,7 @@ class _NormFilmSilu(torch.autograd.Function):
 
     With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
     for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing. On a CPU PyTorch's own norm
-    makes the output; on a GPU, where that one wants the channels first, `_passes` do.
+    makes the output; on a GPU, where that one wants the channels first, `_passes` do. An offset o of x adds a o to s.
     """
 
     @staticmethod
@@ -177,11 +217,12 @@ class _NormFilmSilu(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         film: Tensor | None,
+        offset: Tensor | None,
         groups: int,
         eps: float,
         activate: bool,
     ) -> Tensor:
-        """Arguments as in `GroupNorm.forward`."""
+        """Arguments as in `GroupNorm.forward`; an offset for half precision on a GPU only."""
         rows, channels = x.shape[0], x.shape[-1]
         positions = x.numel() // (rows * channels)
         x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
@@ -189,9 +230,11 @@ class _NormFilmSilu(torch.autograd.Function):
         if _by_sums(x):
             with torch.autocast(x.device.type, enabled=False):
                 flat = x.view(rows, positions, channels)
-                mean, rstd = _group_statistics(flat, groups, eps)
-                ctx.save_for_backward(x, weight, bias, film, mean, rstd)
+                mean, rstd, means = _group_statistics(flat, groups, eps, offset)
+                ctx.save_for_backward(x, weight, bias, film, mean, rstd, offset, means)
                 a, s = _affine(weight, bias, film, mean, rstd)
+                if offset is not None:
+                    s = s + a * offset
                 return _passes(x).affine(flat, a, s, activate).view(x.shape)
         image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
         normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
@@ -201,14 +244,14 @@ class _NormFilmSilu(torch.autograd.Function):
             h.mul_(1 + scale).add_(shift)
         if activate:
             F.silu(h, inplace=True)
-        ctx.save_for_backward(x, weight, bias, film, mean, rstd)
+        ctx.save_for_backward(x, weight, bias, film, mean, rstd, None, None)
         return h.view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight, bias and FiLM pair."""
-        x, weight, bias, film, mean, rstd = ctx.saved_tensors
+        """Gradients of x, weight, bias, FiLM pair and offset."""
+        x, weight, bias, film, mean, rstd, offset, means = ctx.saved_tensors
         rows, channels, groups = x.shape[0], x.shape[-1], mean.shape[1]
         x_rows, grad = x.reshape(rows, -1, channels), grad.reshape(rows, -1, channels)
         count = x_rows.shape[1] * (channels // groups)
@@ -221,20 +264,24 @@ class _NormFilmSilu(torch.autograd.Function):
             return values.expand(rows, groups, channels // groups).reshape(rows, channels)
 
         a, s = _affine(weight, bias, film, mean, rstd)
-        passes = _passes(x)
-        grad_s, grad_a = passes.gradient_sums(x_rows, grad, a, s, per_channel(m), ctx.activate)
+        shift = 0 if offset is None else offset
+        passes, own_s = _passes(x), s + a * shift
+        grad_s, grad_a = passes.gradient_sums(x_rows, grad, a, own_s, per_channel(m) - shift, ctx.activate)
         ga, gs = grouped(grad_a), grouped(grad_s)
         grad_variance = -0.5 * r.square() * (ga * grouped(a)).sum(2, keepdim=True)
         grad_mean = -(gs * grouped(a)).sum(2, keepdim=True) - 2 * m * grad_variance
-        slope, offset = per_channel(2 * grad_variance / count), per_channel(grad_mean / count)
-        grad_x = passes.gradient(x_rows, grad, a, s, slope, offset, ctx.activate)
+        slope, constant = per_channel(2 * grad_variance / count), per_channel(grad_mean / count)
+        grad_x = passes.gradient(x_rows, grad, a, own_s, slope, constant + slope * shift, ctx.activate)
+        grad_offset = None
+        if offset is not None:
+            grad_offset = (a * grad_s + x_rows.shape[1] * (slope * means + constant)).sum(0).to(offset.dtype)
         grad_w, grad_b = (r * ga).view(rows, channels), grad_s
         grad_film, scale = None, 1.0
         if film is not None:
             grad_film = torch.cat([grad_w * weight + grad_b * bias, grad_b], 1).to(film.dtype)
             scale = 1 + film.to(mean.dtype).chunk(2, dim=-1)[0]
         grad_weight, grad_bias = (grad_w * scale).sum(0).to(weight.dtype), (grad_b * scale).sum(0).to(bias.dtype)
-        return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, None, None, None
+        return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, grad_offset, None, None, None
 
 
 def _affine(weight: Tensor, bias: Tensor, film: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,9 +315,17 @@ def taps_over_frames(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int)
 
 
 def taps_over_samples(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
-    """`Taps` over samples, dilated by ``shift``, by PyTorch's convolution."""
+    """`Taps` over samples, dilated by ``shift``, by PyTorch's convolution.
+
+    A GPU is given rows of ``shift`` samples below each other, which is the same without a dilation: for some dilations
+    cuDNN has only a kernel that takes a hundred times as long (``docs/performance.md``).
+    """
+    if x.is_cuda and shift > 1:
+        length = x.shape[1]
+        rows = F.pad(x, (0, 0, 0, -length % shift)) if length % shift else x
+        return taps_over_frames(rows, weight, bias, shift)[:, :length]
     row = x[:, None].permute(0, 3, 1, 2)
-    return F.conv2d(row, weight[:, :, None], bias, padding=(0, shift), dilation=(1, shift))[:, :, 0].mT
+    return F.conv2d(row, weight[:, :, None], bias, padding=(0, shift), dilation=(1, shift)).squeeze(2).mT
 
 
 def three_taps(taps: Taps, x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
@@ -312,9 +367,10 @@ class _ThreeTaps(torch.autograd.Function):
 class TemporalConv(nn.Conv1d):
     """A convolution of width 3 over frames, at each pixel."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(B, F, P, C_in) → (B, F, P, C_out)."""
-        rows = three_taps(taps_over_frames, x.flatten(1, 2), self.weight, self.bias, x.shape[2])
+        bias = self.bias if with_bias else None
+        rows = three_taps(taps_over_frames, x.flatten(1, 2), self.weight, bias, x.shape[2])
         return rows.unflatten(1, x.shape[1:3])
 
 
@@ -331,12 +387,17 @@ class VideoConv(nn.Module):
         self.spatial = SpatialConv(in_channels, out_channels, 3, padding=1)
         self.temporal = TemporalConv(out_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the last convolution."""
+        return self.temporal.bias
+
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(B, F, H, W, C_in) → (B, F, H, W, C_out); with ``down``, (B, F, H/2, W/2, C_out)."""
         h = self.spatial(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         if self.down:
             h = video_down(h)
-        return self.temporal(h.flatten(2, 3)).view(*h.shape[:4], -1)
+        return self.temporal(h.flatten(2, 3), with_bias).view(*h.shape[:4], -1)
 
 
 class AudioConv(nn.Module):
@@ -348,9 +409,15 @@ class AudioConv(nn.Module):
         self.conv = nn.Conv1d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
         self.dilation = dilation
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the convolution."""
+        return self.conv.bias
+
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(B, L, C_in) → (B, L, C_out); with ``down``, (B, L/4, C_out)."""
-        h = three_taps(taps_over_samples, x, self.conv.weight, self.conv.bias, self.dilation)
+        bias = self.bias if with_bias else None
+        h = three_taps(taps_over_samples, x, self.conv.weight, bias, self.dilation)
         return audio_down(h) if self.down else h
 
 
@@ -389,25 +456,33 @@ class AudioHead(nn.Module):
 
 def video_down(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, H/2, W/2, C): the mean of each 2×2 square."""
+    if _has_kernels(x):
+        return _Resampled.apply(x.flatten(0, 1), "down", (2, 2)).unflatten(0, x.shape[:2])
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)
     return F.avg_pool2d(frames, 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def video_up(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, 2H, 2W, C): each pixel repeated."""
+    if _has_kernels(x):
+        return _Resampled.apply(x.flatten(0, 1), "up", (2, 2)).unflatten(0, x.shape[:2])
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)
     return _repeated(frames, (2, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def audio_down(x: Tensor) -> Tensor:
     """(B, L, C) → (B, L/4, C): the mean of each four samples."""
+    if _has_kernels(x):
+        return _Resampled.apply(x[:, None], "down", (1, 4)).squeeze(1)
     return x.unflatten(1, (-1, 4)).mean(2)
 
 
 def audio_up(x: Tensor) -> Tensor:
     """(B, L, C) → (B, 4L, C): each sample repeated."""
+    if _has_kernels(x):
+        return _Resampled.apply(x[:, None], "up", (1, 4)).squeeze(1)
     row = x[:, None].permute(0, 3, 1, 2)
-    return _repeated(row, (1, 4))[:, :, 0].mT
+    return _repeated(row, (1, 4)).squeeze(2).mT
 
 
 def _repeated(x: Tensor, times: tuple[int, int]) -> Tensor:
@@ -416,6 +491,26 @@ def _repeated(x: Tensor, times: tuple[int, int]) -> Tensor:
         x.device.type, enabled=False
     ):  # on a GPU it would make float32 of them, and of all that follows
         return F.interpolate(x, scale_factor=times, mode="nearest")
+
+
+class _Resampled(torch.autograd.Function):
+    """Means of neighbours, or each repeated, by `mgct.kernels`; each is the other's backward pass, but for a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, way: Literal["down", "up"], factors: tuple[int, int]) -> Tensor:
+        """(N, H, W, C) → (N, H/a, W/b, C) or (N, a H, b W, C)."""
+        ctx.way, ctx.factors = way, factors
+        if way == "down":
+            return _kernels().down(x, factors, 1 / math.prod(factors))
+        return _kernels().up(x, factors, 1.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of x."""
+        if ctx.way == "down":
+            return _kernels().up(grad, ctx.factors, 1 / math.prod(ctx.factors)), None, None
+        return _kernels().down(grad, ctx.factors, 1.0), None, None
 
 
 def identity(x: Tensor) -> Tensor:
@@ -452,7 +547,7 @@ class ResidualPath(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        conv: nn.Module,
+        conv: VideoConv | AudioConv,
         *,
         down: Resample = identity,
         up: Resample = identity,
@@ -471,7 +566,8 @@ class ResidualPath(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
-        h = self.norm_out(self.conv(self.norm_in(x, activate=True)), film, activate=True)
+        h, later = self.norm_in(x, activate=True), _by_sums(x)
+        h = self.norm_out(self.conv(h, not later), film, activate=True, offset=self.conv.bias if later else None)
         return self.up(self.skip(self.down(x)) + self.project(self.dropout(h)))
 
 
@@ -605,6 +701,8 @@ class _Gather(torch.autograd.Function):
         """The chunks to take (F · w,), and the places that each of them is then found at (F · w,), w after w."""
         ctx.save_for_backward(places)
         ctx.count = x.shape[1]
+        if _has_kernels(x):
+            return _kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
         return x.index_select(1, chunks)
 
     @staticmethod
@@ -612,6 +710,9 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x."""
         (places,) = ctx.saved_tensors
+        if _has_kernels(grad):
+            summed = _kernels().take(grad.flatten(3), places, len(places) // ctx.count)
+            return summed.unflatten(3, grad.shape[3:]), None, None
         return grad.index_select(1, places).unflatten(1, (ctx.count, -1)).sum(2), None, None
 
 

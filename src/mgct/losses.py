@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mgct.graphs import unless_recording
 from mgct.noise import NoiseLevel, NoiseSchedule, add_noise, consistency_function, ddim_step
 from mgct.types import AVSample
 
@@ -256,8 +257,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def same_dropout(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside from torch's global generators is drawn again after."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Whatever is drawn inside from torch's global generators is drawn again after; not in a CUDA graph."""
+    with unless_recording(torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])):
         yield
 
 

@@ -7,9 +7,9 @@ both. A clip at noise level (α, σ) is x_t = α x0 + σ ε.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,3 +171,39 @@ class ClipRandom:
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """(B, *shape) float32 standard normal noise."""
         return per_clip_randn(shape, [derive_seed(seed, name) for seed in self.seeds], self.device)
+
+
+class DrawnRandom(ClipRandom):
+    """The random numbers of another `ClipRandom`, all on its device, each drawn when it is first asked for.
+
+    Args:
+        random: whose they are.
+        drawn: what has been drawn, by what was asked for.
+    """
+
+    def __init__(self, random: ClipRandom, drawn: dict[tuple[Any, ...], Tensor] | None = None) -> None:
+        super().__init__(random.seeds, random.device)
+        self.drawn = {} if drawn is None else drawn
+
+    def draw(self, keys: Iterable[tuple[Any, ...]]) -> list[Tensor]:
+        """What the keys of another's ``drawn`` stand for."""
+        return [self.first(count)._once(count, method, *what) for count, method, *what in keys]
+
+    def first(self, count: int) -> DrawnRandom:
+        """The random numbers of the first ``count`` clips."""
+        return DrawnRandom(super().first(count), self.drawn)
+
+    def uniform(self, name: str) -> Tensor:
+        """(B,) float64 in [0, 1), on the device."""
+        return self._once(len(self.seeds), "uniform", name)
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) float32 standard normal noise."""
+        return self._once(len(self.seeds), "normal", name, tuple(shape))
+
+    def _once(self, *key: Any) -> Tensor:
+        """A draw of the parent class."""
+        if key not in self.drawn:
+            _, method, *what = key
+            self.drawn[key] = getattr(super(), method)(*what).to(self.device)
+        return self.drawn[key]

@@ -20,6 +20,7 @@ from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
 from mgct.errors import UserError
+from mgct.graphs import Graphed
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
 from mgct.samplers import Known, Point, Predict
 from mgct.types import AVSample, ClipSpec, concatenate
@@ -557,15 +558,25 @@ class AVPipeline(DiffusionPipeline):
         """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
         device, dtype = self._execution_device, self.unet.dtype
 
+        def predict(video: Tensor, audio: Tensor, timestep: Tensor, shift: Any, *goal: Tensor) -> AVSample:
+            jump = {"target_timestep": goal[0]} if goal else {}
+            return self.unet(video, audio, timestep, window_shift=shift, **jump)
+
+        graphed = Graphed(predict)
+
         def call(clips: AVSample, point: Point) -> AVSample:
             shift = options.window_shift
             if shift is None:
                 seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
                 shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
             timestep = torch.full((len(clips.video),), point.timestep, device=device)
-            jump = {} if point.goal is None else {"target_timestep": torch.full_like(timestep, point.goal)}
+            goal = [] if point.goal is None else [torch.full_like(timestep, point.goal)]
             noisy = clips.to(dtype)
-            return self.unet(noisy.video, noisy.audio, timestep, window_shift=shift, **jump).to(torch.float32)
+            if device.type != "cuda" or torch.is_grad_enabled():
+                return predict(noisy.video, noisy.audio, timestep, shift, *goal).to(torch.float32)
+            shifts = torch.as_tensor(shift, device=device).expand(self.unet.num_shifted_blocks)
+            out = graphed(noisy.video, noisy.audio, timestep, shifts, *goal)
+            return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
 
         return call
 

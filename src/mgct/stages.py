@@ -353,6 +353,12 @@ class MGCT:
             logs |= {"loss_cm": consistent.loss, **consistent.logs}
         return ClipLoss(loss, logs, timestep)
 
+    def variant(self) -> tuple[Any, ...]:
+        """What `loss` depends on besides its arguments and weights; another variant is another computation."""
+        if self.stage == 1:
+            return (1,)
+        return (2, self.consistency.ratio(self.updates), self.consistency.grid.count(self.updates))
+
     def _balanced(self, name: str, result: ClipLoss) -> Tensor:
         """One loss (B,) of the errors of the two modalities."""
         error = AVSample(video=result.logs[f"loss_{name}_video"], audio=result.logs[f"loss_{name}_audio"])

@@ -38,10 +38,11 @@ from mgct.layout import Layout, Network, Precision, placed_like
 from mgct.losses import ClipLoss
 from mgct.monitors import Monitors, MonitorSettings, band_means
 from mgct.noise import ClipRandom, derive_seed
+from mgct.passes import GraphedPasses
 from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, average_into, frozen_copy
 from mgct.trackers import Trackers
-from mgct.types import dequantise
+from mgct.types import AVSample, dequantise
 
 QUIET = MonitorSettings(noise_bands=0, gradients_every=0, samples_every=0, metric_every=0)
 """Nothing but the losses, in TensorBoard."""
@@ -65,6 +66,9 @@ class TrainSettings:
         precision: bf16 runs the network's body in bfloat16; auto: bf16 on a GPU that has it, else fp32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: translate the network with torch.compile: a slow start, then faster steps; not with FSDP.
+        cuda_graph: on one GPU, record the forward and backward pass once and replay them, so that the GPU need not wait
+            for the host. Where that cannot be (several processes, micro-batches, recomputed activations, compile, or
+            dropout in stage 2) every kernel is launched by itself, with the same result.
         seed: of everything random.
         num_workers: data loading processes per training process.
         log_every: steps between rows of the log; the average that δ is compared with is renewed at these.
@@ -84,6 +88,7 @@ class TrainSettings:
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graph: bool = True
     seed: int = 0
     num_workers: int = 0
     log_every: int = 10
@@ -158,6 +163,7 @@ class Trainer:
         self.guard = StepGuard(self.parameters, settings.max_grad_norm, settings.max_loss_rise, self.layout)
         self.means = RunningMeans()
         self.trackers: Trackers | None = None
+        self.passes = GraphedPasses(self._objective, accelerator.backward, list(self.parameters.values()))
         self.step = 0
         self.stop_requested = False
 
@@ -216,12 +222,7 @@ class Trainer:
             values.update(self._gradients_by_part(batch, shift))
         self._seed_dropout()
         count = len(batch.keys)
-        size = settings.micro_batch_size or count
-        for start in range(0, count, size):
-            last = start + size >= count
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                result = self._loss(batch, slice(start, start + size), shift)
-                self.accelerator.backward(result.loss.sum() / count)
+        for result in self._parts(batch, shift):
             for name, value in self._log_values(result).items():
                 total = values.get(name, (torch.zeros((), device=self.device),) * 2)
                 values[name] = (total[0] + value[0], total[1] + value[1])
@@ -249,10 +250,43 @@ class Trainer:
 
     def _loss(self, batch: ClipBatch, part: slice, shift: Any) -> ClipLoss:
         """The objective's loss of some clips of the batch."""
-        clips = dequantise(batch.clips.map(lambda x: x[part].to(self.device, non_blocking=True)))
+        stored = batch.clips.map(lambda x: x[part].to(self.device, non_blocking=True))
+        return self._objective(stored, self._random(batch, part), shift)
+
+    def _random(self, batch: ClipBatch, part: slice) -> ClipRandom:
+        """The random numbers of some clips of the batch."""
         seeds = [derive_seed(self.settings.seed, "clip", position) for position in batch.positions[part].tolist()]
+        return ClipRandom(seeds, self.device)
+
+    def _objective(self, stored: AVSample, random: ClipRandom, shift: Any) -> ClipLoss:
+        """The objective's loss of stored clips on the device."""
         with self.accelerator.autocast():
-            return self.objective.loss(self.model, clips, ClipRandom(seeds, self.device), shift)
+            return self.objective.loss(self.model, dequantise(stored), random, shift)
+
+    def _parts(self, batch: ClipBatch, shift: Any) -> Iterator[ClipLoss]:
+        """The loss of each micro-batch, once its gradient has been added to the parameters'."""
+        count = len(batch.keys)
+        size = self.settings.micro_batch_size or count
+        if self._may_replay(count):
+            stored = batch.clips.map(lambda x: x.to(self.device, non_blocking=True))
+            shifts = torch.tensor(shift, device=self.device)
+            yield self.passes(stored, self._random(batch, slice(None)), shifts, self.objective.variant())
+            return
+        for start in range(0, count, size):
+            last = start + size >= count
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                result = self._loss(batch, slice(start, start + size), shift)
+                self.accelerator.backward(result.loss.sum() / count)
+            yield result
+
+    def _may_replay(self, count: int) -> bool:
+        """Whether a step of ``count`` clips may be a CUDA graph."""
+        settings = self.settings
+        if not settings.cuda_graph or self.device.type != "cuda" or self.accelerator.num_processes > 1:
+            return False
+        in_parts = settings.micro_batch_size is not None and settings.micro_batch_size < count
+        same_masks = self.objective.stage == 2 and self.unet.config["dropout"] > 0  # of two calls: not in a graph
+        return not (in_parts or same_masks or settings.compile or settings.gradient_checkpointing)
 
     def _log_values(self, result: ClipLoss) -> dict[str, tuple[Tensor, Tensor]]:
         """Name → (sum over the clips, how many) of the loss and what the objective logs."""
@@ -427,7 +461,7 @@ class Trainer:
         batch = next(iter(self.loader(self.step)))
 
         def attempt(size: int) -> None:
-            self.settings = replace(self.settings, micro_batch_size=size)
+            self.settings = replace(self.settings, micro_batch_size=size, cuda_graph=False)
             self.optimizer.zero_grad(set_to_none=True)
             self._train_step(batch)
             self._look()

@@ -242,8 +242,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
             video_skip, audio_skip = skips.pop()
             video, audio = run(block, torch.cat([video, video_skip], -1), torch.cat([audio, audio_skip], -1))
         return AVSample(
-            video=self.video_head(F.silu(self.video_norm(video))),
-            audio=self.audio_head(F.silu(self.audio_norm(audio))),
+            video=self.video_head(self.video_norm(video, activate=True)),
+            audio=self.audio_head(self.audio_norm(audio, activate=True)),
         )
 
     @classmethod

@@ -1,8 +1,11 @@
-"""Triton kernels for a GPU: a group norm's sums, then f(a x + s) with f SiLU or nothing, and its gradients.
+"""Triton kernels for a GPU: what is between the network's convolutions, attention and pointwise layers.
 
-Rows of (N, P, C) lie in memory as they are, channels last; a and s are (N, C) float32. Each pass reads its operands
-once, works in float32 and keeps nothing between (`mgct.blocks.GroupNorm` has the rest, and what to do without Triton).
+A group norm's sums, f(a x + s) with f SiLU or nothing, and its gradients; means of neighbours and their repetition; and
+chunks taken by index. Tensors lie in memory as they are, channels last. Each pass reads its operands once, works in
+float32 and keeps nothing between (`mgct.blocks` has the rest, and what to do without Triton).
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -44,7 +47,8 @@ def _sums_kernel(
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for i in range(TILES):
-        at, inside, _, _ = _tile(row, (part * TILES + i) * BLOCK_P, positions, channels, BLOCK_P, BLOCK_C)
+        first = (part * TILES + i) * BLOCK_P
+        at, inside, _channel, _known = _tile(row, first, positions, channels, BLOCK_P, BLOCK_C)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         total += x
         squares += x * x
@@ -98,12 +102,14 @@ def _gradient_sums_kernel(
     row, part = program // parts, program % parts
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    _, _, channel, known = _tile(row, 0, positions, channels, BLOCK_P, BLOCK_C)
+    channel = row * channels + tl.arange(0, BLOCK_C)
+    known = tl.arange(0, BLOCK_C) < channels
     a = tl.load(a_ptr + channel, mask=known, other=0.0)
     s = tl.load(s_ptr + channel, mask=known, other=0.0)
     mean = tl.load(mean_ptr + channel, mask=known, other=0.0)
     for i in range(TILES):
-        at, inside, _, _ = _tile(row, (part * TILES + i) * BLOCK_P, positions, channels, BLOCK_P, BLOCK_C)
+        first = (part * TILES + i) * BLOCK_P
+        at, inside, _channel, _known = _tile(row, first, positions, channels, BLOCK_P, BLOCK_C)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = _before(x, a, s, grad, SILU)
@@ -144,11 +150,93 @@ def _gradient_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _down_kernel(
+    x_ptr,
+    y_ptr,
+    positions,
+    width,
+    channels,
+    scale,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)[None, :]
+    inside = (p < positions)[:, None] & (c < channels)
+    row, column = p // width, p % width
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for i in tl.static_range(HEIGHT):
+        for j in tl.static_range(WIDTH):
+            source = (row * HEIGHT + i) * (width * WIDTH) + column * WIDTH + j
+            total += tl.load(x_ptr + source[:, None] * channels + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + p[:, None] * channels + c, (total * scale).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _up_kernel(
+    x_ptr,
+    y_ptr,
+    positions,
+    width,
+    channels,
+    scale,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)[None, :]
+    inside = (p < positions)[:, None] & (c < channels)
+    row, column = p // width, p % width
+    source = (row // HEIGHT) * (width // WIDTH) + column // WIDTH
+    x = tl.load(x_ptr + source[:, None] * channels + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + p[:, None] * channels + c, (x * scale).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _take_kernel(
+    x_ptr,
+    index_ptr,
+    y_ptr,
+    clip_stride,
+    token_stride,
+    chunks,
+    tokens,
+    channels,
+    parts,
+    EACH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    chunk, part = program // parts, program % parts
+    clip, number = chunk // chunks, chunk % chunks
+    p = part * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)[None, :]
+    inside = (p < tokens)[:, None] & (c < channels)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for i in tl.static_range(EACH):
+        taken = tl.load(index_ptr + number * EACH + i)
+        source = clip * clip_stride + (taken * tokens + p) * token_stride
+        total += tl.load(x_ptr + source[:, None] + c, mask=inside, other=0.0).to(tl.float32)
+    target = (chunk * tokens + p)[:, None] * channels + c
+    tl.store(y_ptr + target, total.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def _block_sizes(channels: int) -> dict[str, int]:
+    """Of a tile."""
+    block_c = triton.next_power_of_2(channels)
+    return {"BLOCK_P": max(_TILE // block_c, 1), "BLOCK_C": block_c}
+
+
 def _blocks(x: Tensor, tiles: int = 1) -> tuple[int, dict[str, int]]:
     """Programs a row, and the kernels' block sizes."""
-    block_c = triton.next_power_of_2(x.shape[2])
-    block_p = max(_TILE // block_c, 1)
-    return triton.cdiv(x.shape[1], block_p * tiles), {"BLOCK_P": block_p, "BLOCK_C": block_c}
+    sizes = _block_sizes(x.shape[2])
+    return triton.cdiv(x.shape[1], sizes["BLOCK_P"] * tiles), sizes
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:
@@ -215,3 +303,61 @@ def gradient(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offse
         **blocks,
     )
     return out
+
+
+def down(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
+    """(N, H, W, C) → (N, H/a, W/b, C): ``scale`` times the sum of each a × b neighbours."""
+    count, height, width, channels = x.shape
+    shape = (count, height // factors[0], width // factors[1], channels)
+    return _resampled(_down_kernel, x, shape, factors, scale)
+
+
+def up(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
+    """(N, H, W, C) → (N, a H, b W, C): ``scale`` times each, a × b times."""
+    count, height, width, channels = x.shape
+    shape = (count, height * factors[0], width * factors[1], channels)
+    return _resampled(_up_kernel, x, shape, factors, scale)
+
+
+def _resampled(kernel: Any, x: Tensor, shape: tuple[int, ...], factors: tuple[int, int], scale: float) -> Tensor:
+    """What `down` and `up` make."""
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    positions, sizes = shape[0] * shape[1] * shape[2], _block_sizes(shape[3])
+    kernel[(triton.cdiv(positions, sizes["BLOCK_P"]),)](
+        x.contiguous(),
+        y,
+        positions,
+        shape[2],
+        shape[3],
+        scale,
+        HEIGHT=factors[0],
+        WIDTH=factors[1],
+        num_warps=_WARPS,
+        **sizes,
+    )
+    return y
+
+
+def take(x: Tensor, index: Tensor, each: int) -> Tensor:
+    """(B, F, T, C), (n · each,) → (B, n, T, C): sums of ``each`` chunks x[:, index] that follow each other."""
+    batch, _, tokens, channels = x.shape
+    if x.stride(3) != 1 or x.stride(1) != tokens * x.stride(2):
+        x = x.contiguous()
+    count, sizes = len(index) // each, _block_sizes(channels)
+    y = torch.empty(batch, count, tokens, channels, dtype=x.dtype, device=x.device)
+    parts = triton.cdiv(tokens, sizes["BLOCK_P"])
+    _take_kernel[(batch * count * parts,)](
+        x,
+        index.contiguous(),
+        y,
+        x.stride(0),
+        x.stride(2),
+        count,
+        tokens,
+        channels,
+        parts,
+        EACH=each,
+        num_warps=_WARPS,
+        **sizes,
+    )
+    return y
