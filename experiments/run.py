@@ -57,7 +57,7 @@ class Progress:
 
     Args:
         steps: done.
-        of: steps in all.
+        of: steps in all, as the plan now has it.
         batch_size: clips a step.
         run_from: the step at which the present run folder began.
         pieces: how they were done.
@@ -117,11 +117,10 @@ class Task:
 
     def progress(self) -> Progress:
         """How far it is."""
-        file = self.packed / "progress.json"
-        if file.is_file():
-            return Progress(**json.loads(file.read_text()))
         train = self.config()["train"]
-        return Progress(train["steps"], train["batch_size"])
+        file = self.packed / "progress.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        return Progress(**{**known, "of": train["steps"], "batch_size": train["batch_size"]})
 
 
 def train_piece(task: Task, minutes: float, options: list[str]) -> Progress:

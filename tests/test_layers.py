@@ -10,7 +10,8 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "types", "bundled", "kernels", "graphs"},
+    {"errors", "types", "bundled", "graphs", "gpu"},
+    {"kernels", "norms"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},
     {"data.shards", "metrics.encoders", "metrics.corruptions"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"completion"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SHORTCUTS = {("unet", "convert")}
+SHORTCUTS = {("unet", "convert"), ("gpu", "kernels")}
 """Imports at call time that point upwards: `MultimodalUNet.from_mm_diffusion` is `convert.load_mm_diffusion`."""
 
 

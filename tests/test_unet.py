@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from mgct import MultimodalUNet, blocks
+from mgct import MultimodalUNet, blocks, gpu
 from mgct.convert import to_mm_diffusion
 from mgct.errors import UserError
 
@@ -281,15 +281,22 @@ def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
         torch.testing.assert_close(a, b)
 
 
+@pytest.fixture
+def device():
+    """A GPU, if there is one; else the CPU, where Triton's interpreter runs the kernels."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu") as device:
+        yield device.type
+
+
 @pytest.fixture(params=["plain", "kernels"])
-def passes(request, monkeypatch):
-    """What runs on a GPU, run here: PyTorch's operations, or the kernels by Triton's interpreter."""
-    monkeypatch.setattr(blocks, "_by_sums", lambda _: True)
-    ways = blocks._Plain
+def passes(request, monkeypatch, device):
+    """What runs on a GPU, run here: PyTorch's operations, or the kernels."""
+    monkeypatch.setattr(gpu, "on_gpu", lambda _: True)
+    ways = gpu.Plain
     if request.param == "kernels":
         pytest.importorskip("triton")
         from mgct import kernels as ways
-    monkeypatch.setattr(blocks, "_passes", lambda _: ways)
+    monkeypatch.setattr(gpu, "ways", lambda _: ways)
     return request.param
 
 
@@ -337,7 +344,7 @@ def test_norm_of_a_gpu_adds_the_bias_before_it(passes, activate):
     nn.init.normal_(norm.bias)
     x, probe = torch.randn(3, 500, 48).bfloat16(), torch.randn(3, 500, 48).bfloat16()
     film, offset = torch.randn(3, 96, requires_grad=True), torch.randn(48, requires_grad=True)
-    results = []
+    results: list = []
     for kind in (torch.bfloat16, torch.float32):
         leaves = [x.to(kind).requires_grad_(), norm.weight, norm.bias, film, offset]
         out = norm(leaves[0], film, activate, offset)
@@ -348,22 +355,25 @@ def test_norm_of_a_gpu_adds_the_bias_before_it(passes, activate):
 
 
 @pytest.mark.parametrize("function", ["video_down", "video_up", "audio_down", "audio_up"])
+@pytest.mark.usefixtures("device")
 def test_resampling_of_a_gpu_is_resampling(monkeypatch, function):
     kernels = pytest.importorskip("mgct.kernels")
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 6, 5) if "video" in function else torch.randn(2, 12, 5)
     x.requires_grad_()
+    monkeypatch.setattr(gpu, "has_kernels", lambda _: False)
     expected = getattr(blocks, function)(x)
     probe = torch.randn(expected.shape)
     (gradient,) = torch.autograd.grad(expected, x, probe)
-    monkeypatch.setattr(blocks, "_has_kernels", lambda _: True)
-    monkeypatch.setattr(blocks, "_kernels", lambda: kernels)
+    monkeypatch.setattr(gpu, "has_kernels", lambda _: True)
+    monkeypatch.setattr(gpu, "kernels", lambda: kernels)
     ours = getattr(blocks, function)(x)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, x, probe)[0], gradient)
 
 
 @pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.usefixtures("device")
 def test_windows_of_a_gpu_are_the_windows(monkeypatch, window):
     kernels = pytest.importorskip("mgct.kernels")
     torch.manual_seed(0)
@@ -373,9 +383,10 @@ def test_windows_of_a_gpu_are_the_windows(monkeypatch, window):
         out = blocks.windowed_attention(q, *kv.unbind(2), num_frames=4, window=window, shift=2)
         return out, *torch.autograd.grad(out.square().sum(), kv)
 
+    monkeypatch.setattr(gpu, "has_kernels", lambda _: False)
     expected = result()
-    monkeypatch.setattr(blocks, "_has_kernels", lambda _: True)
-    monkeypatch.setattr(blocks, "_kernels", lambda: kernels)
+    monkeypatch.setattr(gpu, "has_kernels", lambda _: True)
+    monkeypatch.setattr(gpu, "kernels", lambda: kernels)
     for ours, theirs in zip(result(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -390,14 +401,14 @@ def test_dilated_taps_as_pictures(shift):
     torch.testing.assert_close(ours, blocks.taps_over_samples(x, weight, bias, shift))
 
 
-def test_kernels_that_are_wrong_are_not_used():
+def test_kernels_that_are_wrong_are_not_used(device):
     pytest.importorskip("triton")
     from mgct import kernels
 
-    blocks._check_kernels(kernels, "cpu")
-    wrong = SimpleNamespace(**{**vars(kernels), "gradient_sums": lambda x, *_: (x.sum(1), x.sum(1))})
-    with pytest.raises(RuntimeError, match="gradient_sums"):
-        blocks._check_kernels(wrong, "cpu")
+    gpu.check_kernels(kernels, device)
+    wrong = SimpleNamespace(**{**vars(kernels), "affine": lambda x, *_: x})
+    with pytest.raises(RuntimeError, match="affine"):
+        gpu.check_kernels(wrong, device)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -8,9 +8,7 @@ resampling that is passed in.
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgct import gpu
+from mgct.norms import GroupNorm
 from mgct.types import AVSample
 
 Resample = Callable[[Tensor], Tensor]
@@ -41,259 +41,6 @@ def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor
     frequencies = torch.exp(-math.log(10000.0) * steps / half)
     angles = timestep[:, None].to(dtype) * frequencies.to(dtype)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation of (N, …, C): the statistics of each group of channels are over all positions of a row."""
-
-    def forward(
-        self, x: Tensor, film: Tensor | None = None, activate: bool = False, offset: Tensor | None = None
-    ) -> Tensor:
-        """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted.
-
-        ``offset`` (C,) is added to x first: on a GPU in half precision the bias of the convolution that made x costs
-        nothing here, and a pass over x there, and another in its backward pass.
-        """
-        if offset is not None and not (_by_sums(x) and x.dtype in (torch.float16, torch.bfloat16)):
-            x, offset = x + offset, None
-        plain = x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype
-        if plain or _by_sums(x):
-            return _NormFilmSilu.apply(x, self.weight, self.bias, film, offset, self.num_groups, self.eps, activate)
-        rows, channels = x.shape[0], x.shape[-1]
-        image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # it would make float32 of a bfloat16 body
-            h = F.group_norm(image, self.num_groups, weight, bias, self.eps)
-        h = h.permute(0, 2, 3, 1).reshape(rows, -1, channels)
-        if film is not None:
-            scale, shift = film.to(x.dtype)[:, None].chunk(2, dim=-1)
-            h = torch.addcmul(shift, h, 1 + scale)
-        return (F.silu(h) if activate else h).view(x.shape)
-
-
-def _by_sums(x: Tensor) -> bool:
-    """Whether `GroupNorm` works by plain sums: on a GPU, whose own norm wants the channels first; not compiled."""
-    return x.is_cuda and not torch.compiler.is_compiling()
-
-
-@functools.cache
-def _kernels() -> Any:
-    """`mgct.kernels`, if Triton works here; else None, and PyTorch's own operations do the same more slowly."""
-    try:
-        from mgct import kernels
-
-        _check_kernels(kernels, "cuda")
-    except Exception as error:  # whatever a compiler may raise
-        warnings.warn(f"norms run without Triton, which does not work here: {error}", stacklevel=2)
-        return None
-    return kernels
-
-
-def _check_kernels(kernels: Any, device: str) -> None:
-    """Try each of `mgct.kernels` beside `_Plain`.
-
-    Raises:
-        RuntimeError: they do not agree.
-    """
-    x = torch.arange(2.0 * 150 * 24, device=device).sin().view(2, 150, 24)
-    a, s, mean, grad = x[:, 0] + 1, x[:, 1], x[:, 2], x.roll(1, 1)
-    pictures, chunks = x.view(2, 10, 15, 24)[:, :, :12], x.view(2, 6, 25, 24)
-    calls: list[tuple[str, tuple[Any, ...]]] = [("sums", (x,))]
-    for silu in (False, True):
-        calls += [
-            ("affine", (x, a, s, silu)),
-            ("gradient_sums", (x, grad, a, s, mean, silu)),
-            ("gradient", (x, grad, a, s, a, s, silu)),
-        ]
-    calls += [(way, (pictures, factors, 0.5)) for way in ("down", "up") for factors in ((2, 2), (1, 4))]
-    calls += [("take", (chunks, torch.tensor([3, 0, 5, 1, 1, 4], device=device), each)) for each in (1, 3)]
-    for name, arguments in calls:
-        ours, plain = (getattr(way, name)(*arguments) for way in (kernels, _Plain))
-        for one, other in zip(ours, plain, strict=True):
-            if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
-                raise RuntimeError(f"the kernel of {name} is {(one - other).abs().max().item():.2g} off")
-
-
-class _Plain:
-    """`mgct.kernels` by PyTorch's operations, in the precision of what they are given."""
-
-    @staticmethod
-    def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Half precision is summed in float32 as it is read: a copy in float32 would cost more than all the rest."""
-        return x.sum(1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
-
-    @staticmethod
-    def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
-        """The values f(a x + s)."""
-        h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype))
-        return F.silu(h, inplace=True) if silu else h
-
-    @staticmethod
-    def _before(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
-        h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype)) if silu else x
-        return torch.ops.aten.silu_backward(grad, h) if silu else grad
-
-    @classmethod
-    def gradient_sums(
-        cls, x: Tensor, grad: Tensor, a: Tensor, s: Tensor, mean: Tensor, silu: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Σ g and Σ g (x - mean)."""
-        grad = cls._before(x, grad, a, s, silu)
-        total = grad.sum(1, dtype=mean.dtype)
-        whole = x.dtype == mean.dtype
-        products = torch.linalg.vecdot(grad, x, dim=1) if whole else (grad * x).sum(1, dtype=mean.dtype)
-        return total, products - mean * total
-
-    @classmethod
-    def gradient(
-        cls, x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offset: Tensor, silu: bool
-    ) -> Tensor:
-        """The sum a g + slope x + offset."""
-        a_row, slope, offset = (value[:, None].to(x.dtype) for value in (a, slope, offset))
-        return torch.addcmul(offset, x, slope).addcmul_(cls._before(x, grad, a, s, silu), a_row)
-
-    @staticmethod
-    def down(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
-        """The scaled sum of neighbours."""
-        return x.unflatten(2, (-1, factors[1])).unflatten(1, (-1, factors[0])).sum((2, 4)) * scale
-
-    @staticmethod
-    def up(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
-        """Each repeated, and scaled."""
-        return x.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2) * scale
-
-    @staticmethod
-    def take(x: Tensor, index: Tensor, each: int) -> Tensor:
-        """Sums of chunks."""
-        return x.index_select(1, index).unflatten(1, (-1, each)).sum(2)
-
-
-def _has_kernels(x: Tensor) -> bool:
-    """Whether `mgct.kernels` work on ``x``: on the current GPU, where Triton works, if nothing is compiled."""
-    if not x.is_cuda or torch.compiler.is_compiling() or x.dtype == torch.float64:
-        return False
-    return x.device.index == torch.cuda.current_device() and _kernels() is not None
-
-
-def _passes(x: Tensor) -> Any:
-    """What does the passes over ``x``: the kernels where they work, or PyTorch's operations."""
-    return _kernels() if _has_kernels(x) else _Plain
-
-
-def _group_statistics(
-    x: Tensor, groups: int, eps: float, offset: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Mean and 1/√(variance + eps) (N, G) of each group of (N, P, C), in float32 or better.
-
-    With ``offset`` (C,), those of x + offset, for which x must be of half precision; and its mean at each channel.
-    """
-    if x.dtype in (torch.float32, torch.float64):
-        variance, mean = torch.var_mean(x.unflatten(2, (groups, -1)), dim=(1, 3), correction=0)
-        return mean, torch.rsqrt(variance + eps), None
-    means, squares = (total / x.shape[1] for total in _passes(x).sums(x))
-    if offset is not None:
-        squares = squares + offset * (2 * means + offset)
-        means = means + offset
-    mean, square = (total.unflatten(1, (groups, -1)).mean(2) for total in (means, squares))
-    return mean, torch.rsqrt((square - mean.square()).clamp(min=0) + eps), means if offset is not None else None
-
-
-class _NormFilmSilu(torch.autograd.Function):
-    """`GroupNorm` with what follows it, as one step of the backward pass.
-
-    It keeps its input and a few numbers a channel where the separate steps would keep their inputs too, and works the
-    rest out again; and its backward pass is several times faster where groups have few channels, for PyTorch's walks
-    through one group after the other (``docs/performance.md``).
-
-    With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
-    for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing. On a CPU PyTorch's own norm
-    makes the output; on a GPU, where that one wants the channels first, `_passes` do. An offset o of x adds a o to s.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        film: Tensor | None,
-        offset: Tensor | None,
-        groups: int,
-        eps: float,
-        activate: bool,
-    ) -> Tensor:
-        """Arguments as in `GroupNorm.forward`; an offset for half precision on a GPU only."""
-        rows, channels = x.shape[0], x.shape[-1]
-        positions = x.numel() // (rows * channels)
-        x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
-        ctx.activate = activate
-        if _by_sums(x):
-            with torch.autocast(x.device.type, enabled=False):
-                flat = x.view(rows, positions, channels)
-                mean, rstd, means = _group_statistics(flat, groups, eps, offset)
-                ctx.save_for_backward(x, weight, bias, film, mean, rstd, offset, means)
-                a, s = _affine(weight, bias, film, mean, rstd)
-                if offset is not None:
-                    s = s + a * offset
-                return _passes(x).affine(flat, a, s, activate).view(x.shape)
-        image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
-        normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
-        h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
-        if film is not None:
-            scale, shift = film[:, None].chunk(2, dim=-1)
-            h.mul_(1 + scale).add_(shift)
-        if activate:
-            F.silu(h, inplace=True)
-        ctx.save_for_backward(x, weight, bias, film, mean, rstd, None, None)
-        return h.view(x.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight, bias, FiLM pair and offset."""
-        x, weight, bias, film, mean, rstd, offset, means = ctx.saved_tensors
-        rows, channels, groups = x.shape[0], x.shape[-1], mean.shape[1]
-        x_rows, grad = x.reshape(rows, -1, channels), grad.reshape(rows, -1, channels)
-        count = x_rows.shape[1] * (channels // groups)
-        m, r = mean[..., None], rstd[..., None]
-
-        def grouped(per_channel: Tensor) -> Tensor:
-            return per_channel.reshape(rows, groups, channels // groups)
-
-        def per_channel(values: Tensor) -> Tensor:
-            return values.expand(rows, groups, channels // groups).reshape(rows, channels)
-
-        a, s = _affine(weight, bias, film, mean, rstd)
-        shift = 0 if offset is None else offset
-        passes, own_s = _passes(x), s + a * shift
-        grad_s, grad_a = passes.gradient_sums(x_rows, grad, a, own_s, per_channel(m) - shift, ctx.activate)
-        ga, gs = grouped(grad_a), grouped(grad_s)
-        grad_variance = -0.5 * r.square() * (ga * grouped(a)).sum(2, keepdim=True)
-        grad_mean = -(gs * grouped(a)).sum(2, keepdim=True) - 2 * m * grad_variance
-        slope, constant = per_channel(2 * grad_variance / count), per_channel(grad_mean / count)
-        grad_x = passes.gradient(x_rows, grad, a, own_s, slope, constant + slope * shift, ctx.activate)
-        grad_offset = None
-        if offset is not None:
-            grad_offset = (a * grad_s + x_rows.shape[1] * (slope * means + constant)).sum(0).to(offset.dtype)
-        grad_w, grad_b = (r * ga).view(rows, channels), grad_s
-        grad_film, scale = None, 1.0
-        if film is not None:
-            grad_film = torch.cat([grad_w * weight + grad_b * bias, grad_b], 1).to(film.dtype)
-            scale = 1 + film.to(mean.dtype).chunk(2, dim=-1)[0]
-        grad_weight, grad_bias = (grad_w * scale).sum(0).to(weight.dtype), (grad_b * scale).sum(0).to(bias.dtype)
-        return grad_x.view(x.shape), grad_weight, grad_bias, grad_film, grad_offset, None, None, None
-
-
-def _affine(weight: Tensor, bias: Tensor, film: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """The a and s (N, C) of `_NormFilmSilu`, in the precision of the mean (N, G)."""
-    groups = mean.shape[1]
-    weight, bias = weight.to(mean.dtype)[None], bias.to(mean.dtype)[None]
-    if film is not None:
-        scale, shift = film.to(mean.dtype).chunk(2, dim=-1)
-        weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
-    a = (rstd[..., None] * weight.unflatten(1, (groups, -1))).flatten(1)
-    s = bias - (mean[..., None] * a.unflatten(1, (groups, -1))).flatten(1)
-    return a, s
 
 
 class SpatialConv(nn.Conv2d):
@@ -443,20 +190,22 @@ class VideoHead(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """A convolution of width 3 to the output channels, zero at first."""
+    """A convolution of width 3 to the output channels, zero at first; made as `VideoHead` is, from a pointwise layer."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = zero_init(nn.Conv1d(in_channels, out_channels, 3, padding=1))
+        self.conv: Any = zero_init(nn.Conv1d(in_channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C_in) → (B, C_out, L)."""
-        return self.conv(x.mT)
+        weight = self.conv.weight.permute(2, 0, 1).flatten(0, 1)  # tap and output, C_in
+        after, now, before = F.linear(x, weight).unflatten(2, (3, -1)).unbind(2)
+        return (now + F.pad(after, [0, 0, 1, 0])[:, :-1] + F.pad(before, [0, 0, 0, 1])[:, 1:] + self.conv.bias).mT
 
 
 def video_down(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, H/2, W/2, C): the mean of each 2×2 square."""
-    if _has_kernels(x):
+    if gpu.has_kernels(x):
         return _Resampled.apply(x.flatten(0, 1), "down", (2, 2)).unflatten(0, x.shape[:2])
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)
     return F.avg_pool2d(frames, 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
@@ -464,7 +213,7 @@ def video_down(x: Tensor) -> Tensor:
 
 def video_up(x: Tensor) -> Tensor:
     """(B, F, H, W, C) → (B, F, 2H, 2W, C): each pixel repeated."""
-    if _has_kernels(x):
+    if gpu.has_kernels(x):
         return _Resampled.apply(x.flatten(0, 1), "up", (2, 2)).unflatten(0, x.shape[:2])
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)
     return _repeated(frames, (2, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
@@ -472,14 +221,14 @@ def video_up(x: Tensor) -> Tensor:
 
 def audio_down(x: Tensor) -> Tensor:
     """(B, L, C) → (B, L/4, C): the mean of each four samples."""
-    if _has_kernels(x):
+    if gpu.has_kernels(x):
         return _Resampled.apply(x[:, None], "down", (1, 4)).squeeze(1)
     return x.unflatten(1, (-1, 4)).mean(2)
 
 
 def audio_up(x: Tensor) -> Tensor:
     """(B, L, C) → (B, 4L, C): each sample repeated."""
-    if _has_kernels(x):
+    if gpu.has_kernels(x):
         return _Resampled.apply(x[:, None], "up", (1, 4)).squeeze(1)
     row = x[:, None].permute(0, 3, 1, 2)
     return _repeated(row, (1, 4)).squeeze(2).mT
@@ -501,16 +250,16 @@ class _Resampled(torch.autograd.Function):
         """(N, H, W, C) → (N, H/a, W/b, C) or (N, a H, b W, C)."""
         ctx.way, ctx.factors = way, factors
         if way == "down":
-            return _kernels().down(x, factors, 1 / math.prod(factors))
-        return _kernels().up(x, factors, 1.0)
+            return gpu.kernels().down(x, factors, 1 / math.prod(factors))
+        return gpu.kernels().up(x, factors, 1.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x."""
         if ctx.way == "down":
-            return _kernels().up(grad, ctx.factors, 1 / math.prod(ctx.factors)), None, None
-        return _kernels().down(grad, ctx.factors, 1.0), None, None
+            return gpu.kernels().up(grad, ctx.factors, 1 / math.prod(ctx.factors)), None, None
+        return gpu.kernels().down(grad, ctx.factors, 1.0), None, None
 
 
 def identity(x: Tensor) -> Tensor:
@@ -566,7 +315,7 @@ class ResidualPath(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
-        h, later = self.norm_in(x, activate=True), _by_sums(x)
+        h, later = self.norm_in(x, activate=True), gpu.on_gpu(x)
         h = self.norm_out(self.conv(h, not later), film, activate=True, offset=self.conv.bias if later else None)
         return self.up(self.skip(self.down(x)) + self.project(self.dropout(h)))
 
@@ -701,8 +450,8 @@ class _Gather(torch.autograd.Function):
         """The chunks to take (F · w,), and the places that each of them is then found at (F · w,), w after w."""
         ctx.save_for_backward(places)
         ctx.count = x.shape[1]
-        if _has_kernels(x):
-            return _kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
+        if gpu.has_kernels(x):
+            return gpu.kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
         return x.index_select(1, chunks)
 
     @staticmethod
@@ -710,8 +459,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x."""
         (places,) = ctx.saved_tensors
-        if _has_kernels(grad):
-            summed = _kernels().take(grad.flatten(3), places, len(places) // ctx.count)
+        if gpu.has_kernels(grad):
+            summed = gpu.kernels().take(grad.flatten(3), places, len(places) // ctx.count)
             return summed.unflatten(3, grad.shape[3:]), None, None
         return grad.index_select(1, places).unflatten(1, (ctx.count, -1)).sum(2), None, None
 

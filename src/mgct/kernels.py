@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgct.gpu import NormState
+
 _TILE = 4096
 """Elements that a program holds at once."""
 _WARPS = 8
@@ -151,6 +153,153 @@ def _gradient_kernel(
 
 
 @triton.jit
+def _group_tile(GROUPS: tl.constexpr, EACH: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Channels laid out as groups × channels of each, and which of them there are."""
+    g = tl.arange(0, BLOCK_G)[:, None]
+    e = tl.arange(0, BLOCK_E)[None, :]
+    return g * EACH + e, (g < GROUPS) & (e < EACH)
+
+
+@triton.jit
+def _two_sums(
+    parts_ptr, row, parts, channels, c, known, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_E: tl.constexpr
+):
+    """What the parts (N, parts, 2, C) of two sums come to in a row."""
+    first = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
+    second = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
+    for start in range(0, parts, BLOCK_S):
+        p = start + tl.arange(0, BLOCK_S)[:, None, None]
+        at = parts_ptr + (row * parts + p) * 2 * channels + c[None, :, :]
+        inside = (p < parts) & known[None, :, :]
+        first += tl.sum(tl.load(at, mask=inside, other=0.0), 0)
+        second += tl.sum(tl.load(at + channels, mask=inside, other=0.0), 0)
+    return first, second
+
+
+@triton.jit
+def _film(weight_ptr, bias_ptr, film_ptr, row, channels, c, known, FILM: tl.constexpr):
+    """Weight, bias and FiLM scale of a row."""
+    weight = tl.load(weight_ptr + c, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + c, mask=known, other=0.0).to(tl.float32)
+    scale = tl.full(weight.shape, 1.0, tl.float32)
+    shift = tl.zeros(weight.shape, tl.float32)
+    if FILM:
+        at = film_ptr + row * 2 * channels + c
+        scale += tl.load(at, mask=known, other=0.0).to(tl.float32)
+        shift += tl.load(at + channels, mask=known, other=0.0).to(tl.float32)
+    return weight, bias, scale, shift
+
+
+@triton.jit
+def _statistics_kernel(
+    parts_ptr,
+    weight_ptr,
+    bias_ptr,
+    film_ptr,
+    offset_ptr,
+    out_ptr,
+    rstd_ptr,
+    rows,
+    positions,
+    channels,
+    parts,
+    eps,
+    FILM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c, known = _group_tile(GROUPS, EACH, BLOCK_G, BLOCK_E)
+    total, squares = _two_sums(parts_ptr, row, parts, channels, c, known, BLOCK_S, BLOCK_G, BLOCK_E)
+    means = total / positions
+    squares = squares / positions
+    offset = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
+    if OFFSET:
+        offset += tl.load(offset_ptr + c, mask=known, other=0.0).to(tl.float32)
+        squares += offset * (2 * means + offset)
+        means += offset
+    mean = tl.sum(means, 1)[:, None] / EACH
+    square = tl.sum(squares, 1)[:, None] / EACH
+    rstd = 1 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
+    weight, bias, scale, shift = _film(weight_ptr, bias_ptr, film_ptr, row, channels, c, known, FILM)
+    a = rstd * weight * scale
+    pivot = mean - offset
+    at = out_ptr + row * channels + c
+    tl.store(at, a, mask=known)
+    tl.store(at + rows * channels, bias * scale + shift - a * pivot, mask=known)
+    tl.store(at + 2 * rows * channels, pivot, mask=known)
+    if OFFSET:
+        tl.store(at + 3 * rows * channels, means, mask=known)
+    g = tl.arange(0, BLOCK_G)[:, None]
+    tl.store(rstd_ptr + row * GROUPS + g, rstd, mask=g < GROUPS)
+
+
+@triton.jit
+def _finish_kernel(
+    parts_ptr,
+    weight_ptr,
+    bias_ptr,
+    film_ptr,
+    offset_ptr,
+    a_ptr,
+    pivot_ptr,
+    rstd_ptr,
+    means_ptr,
+    lines_ptr,
+    shares_ptr,
+    grad_film_ptr,
+    rows,
+    positions,
+    channels,
+    parts,
+    FILM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c, known = _group_tile(GROUPS, EACH, BLOCK_G, BLOCK_E)
+    grad_s, grad_a = _two_sums(parts_ptr, row, parts, channels, c, known, BLOCK_S, BLOCK_G, BLOCK_E)
+    weight, bias, scale, _shift = _film(weight_ptr, bias_ptr, film_ptr, row, channels, c, known, FILM)
+    at = row * channels + c
+    a = tl.load(a_ptr + at, mask=known, other=0.0)
+    mean = tl.load(pivot_ptr + at, mask=known, other=0.0)
+    g = tl.arange(0, BLOCK_G)[:, None]
+    rstd = tl.load(rstd_ptr + row * GROUPS + g, mask=g < GROUPS, other=0.0)
+    offset = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
+    if OFFSET:
+        offset += tl.load(offset_ptr + c, mask=known, other=0.0).to(tl.float32)
+        mean += offset
+    count = positions * EACH
+    grad_variance = -0.5 * rstd * rstd * tl.sum(grad_a * a, 1)[:, None]
+    slope = tl.zeros([BLOCK_G, BLOCK_E], tl.float32) + 2 * grad_variance / count
+    constant = (-tl.sum(grad_s * a, 1)[:, None] - 2 * mean * grad_variance) / count
+    tl.store(lines_ptr + at, slope, mask=known)
+    tl.store(lines_ptr + rows * channels + at, constant + slope * offset, mask=known)
+    grad_w = rstd * grad_a
+    share = shares_ptr + row * 3 * channels + c
+    tl.store(share, grad_w * scale, mask=known)
+    tl.store(share + channels, grad_s * scale, mask=known)
+    grad_offset = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
+    if OFFSET:
+        means = tl.load(means_ptr + at, mask=known, other=0.0)
+        grad_offset = a * grad_s + positions * (slope * means + constant)
+    tl.store(share + 2 * channels, grad_offset, mask=known)
+    if FILM:
+        film = grad_film_ptr + row * 2 * channels + c
+        kind = grad_film_ptr.dtype.element_ty
+        tl.store(film, (grad_w * weight + grad_s * bias).to(kind), mask=known)
+        tl.store(film + channels, grad_s.to(kind), mask=known)
+
+
+@triton.jit
 def _down_kernel(
     x_ptr,
     y_ptr,
@@ -244,16 +393,51 @@ def _rows(*tensors: Tensor) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ x and Σ x² over the positions of (N, P, C): two of (N, C), float32."""
+def _finish_sizes(channels: int, groups: int, parts: int) -> dict[str, int]:
+    """Sizes of the kernels that add up parts, group by group."""
+    each = channels // groups
+    tile = triton.next_power_of_2(groups) * triton.next_power_of_2(each)
+    return {
+        "GROUPS": groups,
+        "EACH": each,
+        "BLOCK_S": min(triton.next_power_of_2(parts), max(_TILE // tile, 1)),
+        "BLOCK_G": triton.next_power_of_2(groups),
+        "BLOCK_E": triton.next_power_of_2(each),
+        "num_warps": _WARPS,
+    }
+
+
+def statistics(
+    x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, offset: Tensor | None, groups: int, eps: float
+) -> NormState:
+    """What a group norm of (N, P, C) finds out: its sums in one pass, the rest from these."""
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x, _TILES)
-    out = torch.empty(rows, parts, 2, channels, device=x.device)
-    _sums_kernel[(rows * parts,)](
-        x.contiguous(), out, positions, channels, parts, TILES=_TILES, num_warps=_WARPS, **blocks
+    sums = torch.empty(rows, parts, 2, channels, device=x.device)
+    x, weight, bias = _rows(x, weight, bias)
+    film = film if film is None else film.contiguous()
+    _sums_kernel[(rows * parts,)](x, sums, positions, channels, parts, TILES=_TILES, num_warps=_WARPS, **blocks)
+    out = torch.empty(3 if offset is None else 4, rows, channels, device=x.device)
+    rstd = torch.empty(rows, groups, device=x.device)
+    _statistics_kernel[(rows,)](
+        sums,
+        weight,
+        bias,
+        film,
+        offset,
+        out,
+        rstd,
+        rows,
+        positions,
+        channels,
+        parts,
+        eps,
+        FILM=film is not None,
+        OFFSET=offset is not None,
+        **_finish_sizes(channels, groups, parts),
     )
-    total, squares = out.sum(1).unbind(1)
-    return total, squares
+    a, s, pivot, *means = out.unbind(0)
+    return NormState(a, s, pivot, rstd, means[0] if means else None)
 
 
 def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
@@ -267,14 +451,32 @@ def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
     return out
 
 
-def gradient_sums(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, mean: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
-    """With g the gradient of a x + s: Σ g and Σ g (x - mean) over the positions, (N, C) each; ``mean`` is (N, C)."""
+def gradients(
+    x: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    offset: Tensor | None,
+    state: NormState,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x (N, P, C), of weight, bias and offset, row by row (N, 3, C), and of the FiLM pair.
+
+    Its sums in one pass, what they come to, and the gradient of x in another.
+    """
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x, _TILES)
-    out = torch.empty(rows, parts, 2, channels, device=x.device)
+    x, grad, weight, bias, a, s, pivot = _rows(x, grad, weight, bias, state.a, state.s, state.pivot)
+    film = film if film is None else film.contiguous()
+    sums = torch.empty(rows, parts, 2, channels, device=x.device)
     _gradient_sums_kernel[(rows * parts,)](
-        *_rows(x, grad, a, s, mean),
-        out,
+        x,
+        grad,
+        a,
+        s,
+        pivot,
+        sums,
         positions,
         channels,
         parts,
@@ -283,17 +485,38 @@ def gradient_sums(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, mean: Tensor, s
         num_warps=_WARPS,
         **blocks,
     )
-    total, products = out.sum(1).unbind(1)
-    return total, products
-
-
-def gradient(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offset: Tensor, silu: bool) -> Tensor:
-    """With g as in `gradient_sums`: a g + slope x + offset, in the precision of x; all but x and grad are (N, C)."""
-    rows, positions, channels = x.shape
+    lines, shares = (torch.empty(shape, device=x.device) for shape in ((2, rows, channels), (rows, 3, channels)))
+    grad_film = None if film is None else torch.empty_like(film)
+    groups = state.rstd.shape[1]
+    _finish_kernel[(rows,)](
+        sums,
+        weight,
+        bias,
+        film,
+        offset,
+        a,
+        pivot,
+        state.rstd,
+        state.means,
+        lines,
+        shares,
+        grad_film,
+        rows,
+        positions,
+        channels,
+        parts,
+        FILM=film is not None,
+        OFFSET=offset is not None,
+        **_finish_sizes(channels, groups, parts),
+    )
     parts, blocks = _blocks(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _gradient_kernel[(rows * parts,)](
-        *_rows(x, grad, a, s, slope, offset),
+        x,
+        grad,
+        a,
+        s,
+        *lines.unbind(0),
         out,
         positions,
         channels,
@@ -302,7 +525,7 @@ def gradient(x: Tensor, grad: Tensor, a: Tensor, s: Tensor, slope: Tensor, offse
         num_warps=_WARPS,
         **blocks,
     )
-    return out
+    return out, shares, grad_film
 
 
 def down(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mgct.gpu import send
+
 
 class NoiseLevel(NamedTuple):
     """Signal rate α and noise rate σ = √(1 - α²) of each clip, both (B,) float64 in [0, 1]."""
@@ -205,5 +207,5 @@ class DrawnRandom(ClipRandom):
         """A draw of the parent class."""
         if key not in self.drawn:
             _, method, *what = key
-            self.drawn[key] = getattr(super(), method)(*what).to(self.device)
+            self.drawn[key] = send(getattr(super(), method)(*what), self.device)
         return self.drawn[key]

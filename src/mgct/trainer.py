@@ -33,6 +33,7 @@ from mgct.checkpoint import (
 )
 from mgct.data.shards import ClipBatch
 from mgct.errors import UserError
+from mgct.gpu import send
 from mgct.guard import Failure, StepGuard
 from mgct.layout import Layout, Network, Precision, placed_like
 from mgct.losses import ClipLoss
@@ -246,7 +247,7 @@ class Trainer:
         """This step's window shifts, the same in all processes; a tensor where a compiled graph takes them."""
         generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "shift", self.step))
         shift = self.unet.draw_window_shifts(batch.clips.video.shape[1], generator)
-        return torch.tensor(shift, device=self.device) if self.settings.compile else shift
+        return send(torch.tensor(shift), self.device) if self.settings.compile else shift
 
     def _loss(self, batch: ClipBatch, part: slice, shift: Any) -> ClipLoss:
         """The objective's loss of some clips of the batch."""
@@ -269,7 +270,7 @@ class Trainer:
         size = self.settings.micro_batch_size or count
         if self._may_replay(count):
             stored = batch.clips.map(lambda x: x.to(self.device, non_blocking=True))
-            shifts = torch.tensor(shift, device=self.device)
+            shifts = send(torch.tensor(shift), self.device)
             yield self.passes(stored, self._random(batch, slice(None)), shifts, self.objective.variant())
             return
         for start in range(0, count, size):
@@ -290,7 +291,7 @@ class Trainer:
 
     def _log_values(self, result: ClipLoss) -> dict[str, tuple[Tensor, Tensor]]:
         """Name → (sum over the clips, how many) of the loss and what the objective logs."""
-        count = torch.tensor(float(len(result.loss)), device=self.device)
+        count = torch.full((), float(len(result.loss)), device=self.device)
         named = {"loss": result.loss, **result.logs}
         values = {name: (value.detach().sum(), count) for name, value in named.items()}
         if self.watch.noise_bands and result.timestep is not None:

@@ -49,6 +49,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, read_clip
 from mgct.data.prepare import read_index
 from mgct.errors import UserError
+from mgct.gpu import send
 from mgct.noise import derive_seed
 from mgct.types import AVSample, ClipSpec, concatenate, quantise
 
@@ -265,7 +266,7 @@ class _WorldClips:
         if self._kept is None:
             clips, labels = self._drawn(numbers)
         else:
-            chosen = torch.tensor(list(numbers), device=self.device)
+            chosen = send(torch.tensor(list(numbers)), self.device)
             clips, labels = self._kept[0].map(lambda x: x[chosen]), self._kept[1][chosen]
         keys = [f"{self._name}_{self._seed}_{number}" for number in numbers]
         return ClipBatch(clips, keys, torch.tensor(list(positions)), labels)

@@ -1,0 +1,154 @@
+"""Group normalisation of rows whose channels come last, with the scale, shift and activation that follow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgct import gpu
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of (N, …, C): the statistics of each group of channels are over all positions of a row."""
+
+    def forward(
+        self, x: Tensor, film: Tensor | None = None, activate: bool = False, offset: Tensor | None = None
+    ) -> Tensor:
+        """(N, …, C) → the same; then scaled and shifted by a FiLM pair (N, 2C), and then SiLU, if wanted.
+
+        ``offset`` (C,) is added to x first: on a GPU in half precision the bias of the convolution that made x costs
+        nothing here, and a pass over x there, and another in its backward pass.
+        """
+        if offset is not None and not (gpu.on_gpu(x) and x.dtype in HALF):
+            x, offset = x + offset, None
+        if gpu.on_gpu(x):
+            return _NormOnGpu.apply(x, self.weight, self.bias, film, offset, self.num_groups, self.eps, activate)
+        if x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype:
+            return _Norm.apply(x, self.weight, self.bias, film, self.num_groups, self.eps, activate)
+        rows, channels = x.shape[0], x.shape[-1]
+        image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # it would make float32 of a bfloat16 body
+            h = F.group_norm(image, self.num_groups, weight, bias, self.eps)
+        h = h.permute(0, 2, 3, 1).reshape(rows, -1, channels)
+        if film is not None:
+            scale, shift = film.to(x.dtype)[:, None].chunk(2, dim=-1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return (F.silu(h) if activate else h).view(x.shape)
+
+
+class _Norm(torch.autograd.Function):
+    """`GroupNorm` with what follows it, as one step of the backward pass.
+
+    It keeps its input and a few numbers a channel where the separate steps would keep their inputs too, and works the
+    rest out again; and its backward pass is several times faster where groups have few channels, for PyTorch's walks
+    through one group after the other (``docs/performance.md``).
+
+    With n positions × channels of a group, m and r the mean and 1/√(variance + eps) of each, the output is f(a x + s)
+    for a = r w and s = b - m a, where w and b hold the FiLM pair, and f is SiLU or nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        film: Tensor | None,
+        groups: int,
+        eps: float,
+        activate: bool,
+    ) -> Tensor:
+        """Arguments as in `GroupNorm.forward`."""
+        rows, channels = x.shape[0], x.shape[-1]
+        positions = x.numel() // (rows * channels)
+        x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
+        ctx.activate = activate
+        image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
+        normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
+        h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
+        if film is not None:
+            scale, shift = film[:, None].chunk(2, dim=-1)
+            h.mul_(1 + scale).add_(shift)
+        if activate:
+            F.silu(h, inplace=True)
+        ctx.save_for_backward(x, weight, bias, film, mean, rstd)
+        return h.view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and FiLM pair."""
+        x, weight, bias, film, mean, rstd = ctx.saved_tensors
+        each = x.shape[-1] // mean.shape[1]
+        own_weight, own_bias = gpu.film_pair(weight, bias, film, mean.dtype)
+        pivot, a = mean.repeat_interleave(each, 1), rstd.repeat_interleave(each, 1) * own_weight
+        state = gpu.NormState(a, own_bias - a * pivot, pivot, rstd, None)
+        return *_gradients(gpu.Plain, x, grad, weight, bias, film, None, state, ctx.activate)[:4], None, None, None
+
+
+class _NormOnGpu(torch.autograd.Function):
+    """`_Norm` in passes over rows as they lie in memory, where PyTorch's own norm wants the channels first.
+
+    An offset o of x adds a o to s.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        film: Tensor | None,
+        offset: Tensor | None,
+        groups: int,
+        eps: float,
+        activate: bool,
+    ) -> Tensor:
+        """Arguments as in `GroupNorm.forward`."""
+        x = x.contiguous()
+        ctx.activate = activate
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.view(x.shape[0], -1, x.shape[-1])
+            ways = gpu.ways(x)
+            exact = ways if x.dtype in HALF else gpu.Plain
+            state = exact.statistics(rows, weight, bias, film, offset, groups, eps)
+            ctx.save_for_backward(x, weight, bias, film, offset, *state)
+            return ways.affine(rows, state.a, state.s, activate).view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias, FiLM pair and offset."""
+        x, weight, bias, film, offset, *state = ctx.saved_tensors
+        ways, known = gpu.ways(x), gpu.NormState(*state)
+        return *_gradients(ways, x, grad, weight, bias, film, offset, known, ctx.activate), None, None, None
+
+
+def _gradients(
+    ways: Any,
+    x: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    offset: Tensor | None,
+    state: gpu.NormState,
+    activate: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias, FiLM pair and offset."""
+    rows, grad = (value.reshape(x.shape[0], -1, x.shape[-1]) for value in (x, grad))
+    grad_x, shares, grad_film = ways.gradients(rows, grad, weight, bias, film, offset, state, activate)
+    grad_weight, grad_bias, grad_offset = shares.sum(0).unbind(0)
+    return (
+        grad_x.view(x.shape),
+        grad_weight.to(weight.dtype),
+        grad_bias.to(bias.dtype),
+        grad_film,
+        None if offset is None else grad_offset.to(offset.dtype),
+    )
