@@ -190,7 +190,7 @@ class VideoHead(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """A convolution of width 3 to the output channels, zero at first; made as `VideoHead` is, from a pointwise layer."""
+    """A convolution of width 3 to the output channels, zero at first; made of a pointwise layer, as `VideoHead` is."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
