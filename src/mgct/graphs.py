@@ -56,6 +56,7 @@ class Graphed:
                 self.outputs = self.function(*self.inputs)
         except RuntimeError as error:  # out of memory among them
             self.works, self.outputs, self.inputs = False, None, []
+            _free_generator(inputs[0].device)
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
                 f"no CUDA graph could be recorded, so kernels are launched one by one: {reason}", stacklevel=3
@@ -63,6 +64,12 @@ class Graphed:
             return False
         self.graph = graph
         return True
+
+
+def _free_generator(device: torch.device) -> None:
+    """Give the device's default generator, which believes that it is still recorded, a new state of the same seed."""
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(torch.Generator(device).manual_seed(torch.initial_seed()))
 
 
 @contextmanager

@@ -19,6 +19,8 @@ _TILE = 4096
 _WARPS = 8
 _TILES = 16
 """Tiles of positions that one program adds up."""
+_jit = triton.jit(do_not_specialize=["rows", "positions", "parts", "width", "chunks", "tokens"])
+"""Kernels are compiled anew for other channels, not for other lengths: that would take most of a minute in all."""
 
 
 @triton.jit
@@ -40,7 +42,7 @@ def _before(x, a, s, grad, SILU: tl.constexpr):
     return grad
 
 
-@triton.jit
+@_jit
 def _sums_kernel(
     x_ptr, out_ptr, positions, channels, parts, TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -60,7 +62,7 @@ def _sums_kernel(
     tl.store(out + channels, tl.sum(squares, 0), mask=c < channels)
 
 
-@triton.jit
+@_jit
 def _affine_kernel(
     x_ptr,
     a_ptr,
@@ -84,7 +86,7 @@ def _affine_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_jit
 def _gradient_sums_kernel(
     x_ptr,
     grad_ptr,
@@ -123,7 +125,7 @@ def _gradient_sums_kernel(
     tl.store(out + channels, tl.sum(products, 0), mask=known)
 
 
-@triton.jit
+@_jit
 def _gradient_kernel(
     x_ptr,
     grad_ptr,
@@ -190,7 +192,7 @@ def _film(weight_ptr, bias_ptr, film_ptr, row, channels, c, known, FILM: tl.cons
     return weight, bias, scale, shift
 
 
-@triton.jit
+@_jit
 def _statistics_kernel(
     parts_ptr,
     weight_ptr,
@@ -238,7 +240,7 @@ def _statistics_kernel(
     tl.store(rstd_ptr + row * GROUPS + g, rstd, mask=g < GROUPS)
 
 
-@triton.jit
+@_jit
 def _finish_kernel(
     parts_ptr,
     weight_ptr,
@@ -299,7 +301,7 @@ def _finish_kernel(
         tl.store(film + channels, grad_s.to(kind), mask=known)
 
 
-@triton.jit
+@_jit
 def _down_kernel(
     x_ptr,
     y_ptr,
@@ -324,7 +326,7 @@ def _down_kernel(
     tl.store(y_ptr + p[:, None] * channels + c, (total * scale).to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_jit
 def _up_kernel(
     x_ptr,
     y_ptr,
@@ -346,7 +348,7 @@ def _up_kernel(
     tl.store(y_ptr + p[:, None] * channels + c, (x * scale).to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_jit
 def _take_kernel(
     x_ptr,
     index_ptr,
@@ -393,14 +395,14 @@ def _rows(*tensors: Tensor) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _finish_sizes(channels: int, groups: int, parts: int) -> dict[str, int]:
+def _finish_sizes(channels: int, groups: int) -> dict[str, int]:
     """Sizes of the kernels that add up parts, group by group."""
     each = channels // groups
     tile = triton.next_power_of_2(groups) * triton.next_power_of_2(each)
     return {
         "GROUPS": groups,
         "EACH": each,
-        "BLOCK_S": min(triton.next_power_of_2(parts), max(_TILE // tile, 1)),
+        "BLOCK_S": max(_TILE // tile, 1),
         "BLOCK_G": triton.next_power_of_2(groups),
         "BLOCK_E": triton.next_power_of_2(each),
         "num_warps": _WARPS,
@@ -434,7 +436,7 @@ def statistics(
         eps,
         FILM=film is not None,
         OFFSET=offset is not None,
-        **_finish_sizes(channels, groups, parts),
+        **_finish_sizes(channels, groups),
     )
     a, s, pivot, *means = out.unbind(0)
     return NormState(a, s, pivot, rstd, means[0] if means else None)
@@ -507,7 +509,7 @@ def gradients(
         parts,
         FILM=film is not None,
         OFFSET=offset is not None,
-        **_finish_sizes(channels, groups, parts),
+        **_finish_sizes(channels, groups),
     )
     parts, blocks = _blocks(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
