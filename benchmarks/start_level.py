@@ -1,4 +1,4 @@
-"""What the noise level at which sampling starts is worth: a trained model's distance to its world, by start and calls.
+"""What a sampler and the noise level at which it starts are worth: a trained model's distance to its world.
 
     python benchmarks/start_level.py landscape world:landscape
     python benchmarks/start_level.py RUN world:dance --starts 999 700 --calls 12 --num 256
@@ -9,6 +9,7 @@ Protocol `compact`, generated clips of the same seed against clips never trained
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import Any
 
 from mgct import AVPipeline
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("data", help="real clips, a world without a number")
     parser.add_argument("--starts", type=int, nargs="+", default=[999, 900, 800, 700, 600, 500])
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 12, 20])
-    parser.add_argument("--sampler", default="dpm-solver++")
+    parser.add_argument("--samplers", nargs="+", default=["dpm-solver++"])
     parser.add_argument("--num", type=int, default=192)
     parser.add_argument("--real", type=int, default=1024)
     options = parser.parse_args()
@@ -32,13 +33,12 @@ def main() -> None:
     metric = RunningMetric(
         open_source(f"{options.data}:{options.real}", pipe.clip, "test"), num=options.num, num_real=options.real
     )
-    print("| start | calls | FVD-compact | KVD-compact | FAD-compact | KAD-compact |\n|---|---|---|---|---|---|")
-    for calls in options.calls:
-        for start in options.starts:
-            how = {"sampler": options.sampler, "steps": calls, "start_timestep": start, "batch_size": 32}
-            found = metric(pipe(num_clips=options.num, seed=0, progress=False, **how), pipe.clip)
-            cells = [f"{found[f'{name}-compact']:.3g}" for name in ("FVD", "KVD", "FAD", "KAD")]
-            print(f"| {start} | {calls} | " + " | ".join(cells) + " |", flush=True)
+    print("| sampler | start | calls | FVD-compact | KVD-compact | FAD-compact | KAD-compact |\n|---|---|---|---|---|---|---|")
+    for sampler, calls, start in itertools.product(options.samplers, options.calls, options.starts):
+        how = {"sampler": sampler, "steps": calls, "start_timestep": start, "batch_size": 32}
+        found = metric(pipe(num_clips=options.num, seed=0, progress=False, **how), pipe.clip)
+        cells = [f"{found[f'{name}-compact']:.3g}" for name in ("FVD", "KVD", "FAD", "KAD")]
+        print(f"| {sampler} | {start} | {calls} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

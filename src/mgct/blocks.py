@@ -172,7 +172,8 @@ class VideoHead(nn.Module):
     """A full 3×3×3 convolution to the output channels, zero at first.
 
     It is made as one 3×3 convolution to the three frames that each frame contributes to, and their sum: PyTorch has no
-    fast three-dimensional convolution to so few channels.
+    fast three-dimensional convolution to so few channels. It works in float32 or better, as the reference's does: x̂0
+    magnifies what half precision would round off ε̂ by σ/α, 157 at the noisy end.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -182,11 +183,12 @@ class VideoHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, H, W, C_in) → (B, F, C_out, H, W)."""
         batch, frames = x.shape[:2]
-        weight = self.conv.weight.transpose(0, 2).transpose(1, 2).flatten(0, 1)  # tap of time and output, C_in, 3, 3
-        pictures = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)
-        after, now, before = pictures.view(batch, frames, 3, -1, *x.shape[2:4]).unbind(2)
-        bias = self.conv.bias.view(-1, 1, 1)
-        return now + F.pad(after, [0] * 6 + [1, 0])[:, :-1] + F.pad(before, [0] * 6 + [0, 1])[:, 1:] + bias
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight, bias = _precise(x, self.conv.weight, self.conv.bias.view(-1, 1, 1))
+            weight = weight.transpose(0, 2).transpose(1, 2).flatten(0, 1)  # tap of time and output, C_in, 3, 3
+            pictures = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)
+            after, now, before = pictures.view(batch, frames, 3, -1, *x.shape[2:4]).unbind(2)
+            return now + F.pad(after, [0] * 6 + [1, 0])[:, :-1] + F.pad(before, [0] * 6 + [0, 1])[:, 1:] + bias
 
 
 class AudioHead(nn.Module):
@@ -198,9 +200,17 @@ class AudioHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C_in) → (B, C_out, L)."""
-        weight = self.conv.weight.permute(2, 0, 1).flatten(0, 1)  # tap and output, C_in
-        after, now, before = F.linear(x, weight).unflatten(2, (3, -1)).unbind(2)
-        return (now + F.pad(after, [0, 0, 1, 0])[:, :-1] + F.pad(before, [0, 0, 0, 1])[:, 1:] + self.conv.bias).mT
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight, bias = _precise(x, self.conv.weight, self.conv.bias)
+            weight = weight.permute(2, 0, 1).flatten(0, 1)  # tap and output, C_in
+            after, now, before = F.linear(x, weight).unflatten(2, (3, -1)).unbind(2)
+            return (now + F.pad(after, [0, 0, 1, 0])[:, :-1] + F.pad(before, [0, 0, 0, 1])[:, 1:] + bias).mT
+
+
+def _precise(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """All of them in float32, or in x's own precision if that is better."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    return tuple(value.to(kind) for value in (x, *weights))
 
 
 def video_down(x: Tensor) -> Tensor:

@@ -342,22 +342,29 @@ def dpm_solver(predict: Predict, x: Tensor, grid: Grid) -> Tensor:
     return x
 
 
-def dpm_solver_pp(predict: Predict, x: Tensor, grid: Grid) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2): two-step, in data prediction.
+def dpm_solver_pp(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None = None, eta: float = 0.0) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2): two-step, in data prediction; for η > 0 along the SDE.
 
-    x_t = (σ_t/σ_s) x - α_t (e^{-h} - 1) D, D = x̂0_s + (h / 2h') (x̂0_s - x̂0_{s'}), s' the point before and h' its step.
-    The first step has D = x̂0_s, and so has one that ends clean, where x_t = D.
+    x_t = (σ_t/σ_s) e^{-ηh} x + α_t (1 - e^{-(1+η)h}) D + σ_t √(1 - e^{-2ηh}) z, D = x̂0_s + (h / 2h') (x̂0_s - x̂0_{s'}),
+    s' the point before and h' its step. The first step has D = x̂0_s, and so has one that ends clean, where x_t = D.
+    η = 0 is the ODE, η = 1 SDE-DPM-Solver++(2M): noise of its own at every step, which takes the place of what the
+    network's errors have put into x.
 
-    Arguments as in `dpm_solver`; the last point may be clean.
+    Arguments as in `ddpm`; ``noise`` is needed for η > 0 only. The last point may be clean.
     """
     before: Tensor | None = None
     h_before = 0.0
-    for s, t in pairwise(grid):
+    for step, (s, t) in enumerate(pairwise(grid)):
         x0 = x0_from_noise(x, predict(x, s), s.level(x))
         h = t.log_snr - s.log_snr
         data = x0 if before is None or t.sigma == 0 else x0 + (h / (2 * h_before)) * (x0 - before)
-        x = (t.sigma / s.sigma) * x - t.alpha * math.expm1(-h) * data
         before, h_before = x0, h
+        if t.sigma == 0:
+            x = t.alpha * data
+            continue
+        x = (t.sigma / s.sigma) * math.exp(-eta * h) * x - t.alpha * math.expm1(-(1 + eta) * h) * data
+        if noise is not None and eta > 0:
+            x = x + t.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * noise(step)
     return x
 
 
@@ -489,6 +496,10 @@ def _run_dpm_solver_pp(predict: Predict, x: Tensor, schedule: NoiseSchedule, ste
     return dpm_solver_pp(predict, x, log_snr_grid_to_clean(schedule, steps))
 
 
+def _run_sde_dpm_solver_pp(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
+    return dpm_solver_pp(predict, x, log_snr_grid_to_clean(schedule, steps), noise, eta=1.0)
+
+
 def _run_unipc(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
     return unipc(predict, x, log_snr_grid_to_clean(schedule, steps))
 
@@ -506,6 +517,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(_run_ddim, 1, 1000, 50),
     "dpm-solver": Sampler(_run_dpm_solver, 1, 1000, 20, clip=False),
     "dpm-solver++": Sampler(_run_dpm_solver_pp, 1, 1000, 12),
+    "sde-dpm-solver++": Sampler(_run_sde_dpm_solver_pp, 1, 1000, 12),
     "unipc": Sampler(_run_unipc, 1, 1000, 12),
     "consistency": Sampler(_run_consistency, 1, 8, 4),
     "map": Sampler(_run_flow_map, 1, 1000, 4, jumps=True),
