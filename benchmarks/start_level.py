@@ -33,7 +33,9 @@ def main() -> None:
     metric = RunningMetric(
         open_source(f"{options.data}:{options.real}", pipe.clip, "test"), num=options.num, num_real=options.real
     )
-    print("| sampler | start | calls | FVD-compact | KVD-compact | FAD-compact | KAD-compact |\n|---|---|---|---|---|---|---|")
+    print(
+        "| sampler | start | calls | FVD-compact | KVD-compact | FAD-compact | KAD-compact |\n|---|---|---|---|---|---|---|"
+    )
     for sampler, calls, start in itertools.product(options.samplers, options.calls, options.starts):
         how = {"sampler": sampler, "steps": calls, "start_timestep": start, "batch_size": 32}
         found = metric(pipe(num_clips=options.num, seed=0, progress=False, **how), pipe.clip)

@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
 
     pipe = AVPipeline.from_pretrained(options.run / "model")
-    how = {"steps": options.steps, "sampler": "dpm-solver++", "seed": options.seed, "progress": False}
+    how = {"steps": options.steps, "seed": options.seed, "progress": False}
     clips = pipe(num_clips=4, on_step=show, **how)
     variation = pipe(num_clips=1, variation_of=[0], variation=0.3, **how)
     paths = save_clips(clips, options.out, pipe.clip)

@@ -19,6 +19,7 @@ from run import PLAN, ROOT, Task, without_paths
 
 from mgct import AVPipeline, __version__
 from mgct.bundled import FOLDER
+from mgct.commands.train import RECOMMENDED
 from mgct.metrics.card import MetricCard
 from mgct.model_card import ModelFacts, model_card
 from mgct.trainer import count_parameters
@@ -38,11 +39,13 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     pipe: Any = AVPipeline.from_pretrained(task.packed, torch_dtype=torch.float16)
     config = task.config()
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
+    kind = ("map" if config["model"].get("target_time") else 2) if "consistency" in config else 1
+    pipe.register_to_config(recommended=RECOMMENDED[kind], start_timestep=start_timestep)
     facts = ModelFacts(
         name=f"{task.world} ({task.size})",
         clip=pipe.clip,
         parameters=count_parameters(pipe.unet),
-        recommended=pipe.config.recommended,
+        recommended=RECOMMENDED[kind],
         data=config["data"],
         step=steps,
         stage=2 if "consistency" in config else 1,
@@ -56,7 +59,6 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     )
     folder = FOLDER / task.world
     shutil.rmtree(folder, ignore_errors=True)
-    pipe.register_to_config(start_timestep=start_timestep)
     pipe.save_pretrained(folder)
     without_paths(folder)
     (folder / "README.md").write_text(model_card(facts))

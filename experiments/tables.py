@@ -45,8 +45,9 @@ def extra_rows(study: Study, table: TableName, calls: list[int]) -> list[tuple[s
         ("baseline", Sampling(published, count, "published solver", clip_x0=False)) for count in calls
     ]
     rows.append((None, Sampling("dpm-solver", 20, "dpm-solver, clipped", clip_x0=True)))
+    rows += [(None, Sampling("dpm-solver++", count)) for count in (4, 12)]
     rows += [
-        (None, Sampling("dpm-solver++", count, start_timestep=start)) for start in (None, 700) for count in (4, 12)
+        (None, Sampling("sde-dpm-solver++", count, start_timestep=start)) for start in (None, 850) for count in (4, 12)
     ]
     if "mgct-map" in study.models:
         rows += [("mgct-map", Sampling("map", count)) for count in (4, 8)]

@@ -50,9 +50,9 @@ class Graphed:
     def _record(self, inputs: tuple[Tensor, ...]) -> bool:
         """Make the graph; whether that was possible."""
         self.inputs = [x.detach().clone() for x in inputs]
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(inputs[0].device)
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = self.function(*self.inputs)
         except RuntimeError as error:  # out of memory among them
             self.works, self.outputs, self.inputs = False, None, []

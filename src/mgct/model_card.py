@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mgct.samplers import DEFAULT
 from mgct.types import ClipSpec
 
 
@@ -91,7 +92,9 @@ def _summary(facts: ModelFacts) -> str:
 
 
 def _use(facts: ModelFacts) -> str:
-    name, (fewest, most) = next(iter(_ranked(facts)), ("dpm-solver++", (12, 12)))
+    name, (fewest, most) = next(iter(_ranked(facts)), (DEFAULT, (12, 12)))
+    if DEFAULT in facts.recommended:
+        name, (fewest, most) = DEFAULT, tuple(facts.recommended[DEFAULT])
     steps = min(max(12, fewest), most)
     return (
         "## Use\n\n"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mgct.errors import UserError
 from mgct.metrics.sources import ClipSource, StoredSource, open_source
 from mgct.pipeline import AVPipeline
+from mgct.samplers import DEFAULT
 from mgct.trackers import TrackerName, Trackers
 from mgct.types import AVSample, ClipSpec, dequantise, quantise
 
@@ -57,7 +58,7 @@ class MonitorSettings:
     samples: int = 8
     metric_every: int = 2000
     metric_clips: int = 256
-    sampler: str = "dpm-solver++"
+    sampler: str = DEFAULT
     sample_steps: int = 12
     sample_batch_size: int = 32
     reference: str = ""

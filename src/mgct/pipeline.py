@@ -64,9 +64,8 @@ class SamplingOptions:
         progress: show a progress bar.
         on_step: called after every network call; an exception that it raises ends the sampling.
         variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
-            noise starts from that clip's, mixed with some of its own.
-        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own. ``ddpm`` also draws noise at each
-            step, which a variation does not share.
+            noise, at the start and at each step, is that clip's, mixed with some of its own.
+        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own.
         start_timestep: the noisiest level, where pure noise is put in; None: the model's own, or T-1 where it has none.
             Above about 700 a network that was trained for little mistakes noise for a scene, and the clip comes out in
             too strong colours and with a noisy sound; starting lower leaves these levels out (``docs/sampling.md``
@@ -74,7 +73,7 @@ class SamplingOptions:
     """
 
     steps: int | None = None
-    sampler: str | Any = "dpm-solver++"
+    sampler: str | Any = samplers.DEFAULT
     seed: int = 0
     batch_size: int = 8
     clip_x0: bool | None = None
@@ -218,7 +217,7 @@ class AVPipeline(DiffusionPipeline):
         self,
         num_clips: int = 1,
         steps: int | None = None,
-        sampler: str | Any = "dpm-solver++",
+        sampler: str | Any = samplers.DEFAULT,
         seed: int = 0,
         *,
         indices: Sequence[int] | None = None,
@@ -492,9 +491,9 @@ class AVPipeline(DiffusionPipeline):
             return per_clip_randn((length,), seeds).to(self._execution_device)
 
         def step_noise(step: int) -> Tensor:
-            return draw("step", step)
+            return self._noise(draw, batch, options, "step", step)
 
-        x = self._start_noise(draw, batch, options)
+        x = self._noise(draw, batch, options, "start")
         schedule = self._schedule(options)
         named = isinstance(options.sampler, str)
         clip_x0 = options.clip_x0
@@ -543,15 +542,17 @@ class AVPipeline(DiffusionPipeline):
         fits = own is not None and isinstance(options.sampler, str) and self.calls(options) <= own
         return own if fits else last
 
-    def _start_noise(self, draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions) -> Tensor:
-        """Packed noise (B, D) at the first point: each clip's own draw, or a variation's."""
+    @staticmethod
+    def _noise(draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions, *what: int | str) -> Tensor:
+        """Packed noise (B, D) at the start or at a step: each clip's own draw, or a variation's."""
         if not options.variation_of:
-            return draw("start")
+            return draw(*what)
         first, *rest = options.variation_of
-        x = draw("start", of=[first] * len(batch))
+        x = draw(*what, of=[first] * len(batch))
         share = math.sqrt(1 - options.variation**2)
+        own = () if what == ("start",) else what
         for depth, indices in enumerate([*([index] * len(batch) for index in rest), batch]):
-            x = share * x + options.variation * draw("variation", depth, of=indices)
+            x = share * x + options.variation * draw("variation", depth, *own, of=indices)
         return x
 
     def _network(self, options: SamplingOptions) -> Network:

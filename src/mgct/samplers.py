@@ -523,6 +523,8 @@ SAMPLERS: dict[str, Sampler] = {
     "map": Sampler(_run_flow_map, 1, 1000, 4, jumps=True),
 }
 NAMES = ", ".join(SAMPLERS)
+DEFAULT = "sde-dpm-solver++"
+"""Where none is asked for: measured best for networks that are trained for little (``docs/sampling.md``)."""
 
 
 def get_sampler(name: str, steps: int | None = None) -> tuple[Sampler, int]:
@@ -562,14 +564,14 @@ def explain_memory(setting: str, value: int) -> Iterator[None]:
 
 
 def warn_if_not_recommended(recommended: dict[str, Sequence[int]], name: str, steps: int) -> None:
-    """Warn when a model is sampled otherwise than it was made for.
+    """Warn when a model is sampled otherwise than it was made for; `DEFAULT` may be younger than the model.
 
     Args:
         recommended: sampler name → (fewest, most) steps; empty when nothing is known.
         name: the sampler chosen.
         steps: its number of network calls.
     """
-    low, high = recommended.get(name, (1, 0))
+    low, high = recommended.get(name, (1, steps) if name == DEFAULT else (1, 0))
     if recommended and not low <= steps <= high:
         known = "; ".join(f"{key} with {low} to {high} steps" for key, (low, high) in recommended.items())
         warnings.warn(f"this model was made for {known}; {name} with {steps} steps may look worse", stacklevel=4)

@@ -20,6 +20,7 @@ from mgct.data.media import AudioReader, MediaError, VideoReader
 from mgct.errors import UserError
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
+from mgct.samplers import DEFAULT
 from mgct.types import AVSample, ClipSpec
 from mgct.upsampler import UpsamplerUNet, upsample
 
@@ -49,7 +50,7 @@ def sample(
     model: str,
     out: Path,
     num: int = 8,
-    sampler: str = "dpm-solver++",
+    sampler: str = DEFAULT,
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -71,7 +72,7 @@ def sample(
             dance.
         out: folder of the clips, made if need be.
         num: how many clips.
-        sampler: ddpm, ddim, dpm-solver, dpm-solver++, unipc, consistency or map.
+        sampler: ddpm, ddim, dpm-solver, dpm-solver++, sde-dpm-solver++, unipc, consistency or map.
         steps: network calls per clip; the sampler's default if not given.
         seed: clip k of a seed is the same whatever the batch size or the number of processes.
         batch_size: clips at once; more is faster until memory is full.

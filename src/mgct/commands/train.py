@@ -31,8 +31,16 @@ from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
 RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
-    1: {"ddpm": [100, 1000], "ddim": [25, 1000], "dpm-solver": [12, 50], "dpm-solver++": [8, 50], "unipc": [8, 50]},
+    1: {
+        "sde-dpm-solver++": [4, 100],
+        "ddpm": [100, 1000],
+        "ddim": [25, 1000],
+        "dpm-solver": [12, 50],
+        "dpm-solver++": [8, 50],
+        "unipc": [8, 50],
+    },
     2: {
+        "sde-dpm-solver++": [4, 100],
         "ddpm": [100, 1000],
         "ddim": [12, 1000],
         "dpm-solver": [9, 50],
@@ -42,6 +50,7 @@ RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
     },
     "map": {
         "map": [1, 20],
+        "sde-dpm-solver++": [4, 100],
         "ddpm": [100, 1000],
         "ddim": [25, 1000],
         "dpm-solver": [12, 50],
