@@ -2,20 +2,23 @@
 
     python experiments/bundle.py micro landscape baseline CARD.json
 
-The weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, in half precision; the model is called as its
-world. CARD.json is a metric card of its samples, as `mgct evaluate` and `mgct reproduce` write them: its numbers go
+The weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, in half precision, and are kept in the package
+alone from then on; the model is called as its world. CARD.json is a metric card of its samples, as `mgct evaluate` and `mgct reproduce` write them: its numbers go
 into the model's card. Only what was trained on nothing but the procedural worlds may be bundled under this licence.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import PLAN, ROOT, Task, without_paths
+from run import PLAN, ROOT, Progress, Task, without_paths
 
 from mgct import AVPipeline, __version__
 from mgct.bundled import FOLDER
@@ -36,7 +39,7 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     steps = sum(part.progress().steps for part in parts)
     clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
     different = PLAN["sizes"][task.size].get("clips", clips)
-    pipe: Any = AVPipeline.from_pretrained(task.packed, torch_dtype=torch.float16)
+    pipe: Any = AVPipeline.from_pretrained(task.model, torch_dtype=torch.float16)
     config = task.config()
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     kind = ("map" if config["model"].get("target_time") else 2) if "consistency" in config else 1
@@ -57,15 +60,45 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
         start_timestep=start_timestep,
         cost=f"{clips:,} clips, {different:,} of them different, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
     )
-    folder = FOLDER / task.world
-    shutil.rmtree(folder, ignore_errors=True)
-    pipe.save_pretrained(folder)
-    without_paths(folder)
-    (folder / "README.md").write_text(model_card(facts))
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    folder, draft = FOLDER / task.world, FOLDER / f".{task.world}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    pipe.save_pretrained(draft)
+    without_paths(draft)
+    (draft / "README.md").write_text(model_card(facts))
+    size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
     if size > LARGEST_BYTES:
-        raise SystemExit(f"{folder} has {size / 1e6:.1f} MB; at most {LARGEST_BYTES / 1e6:.0f} may be bundled")
+        shutil.rmtree(draft)
+        raise SystemExit(f"{folder} would have {size / 1e6:.1f} MB; at most {LARGEST_BYTES / 1e6:.0f} may be bundled")
+    give_back(task.world)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    keep_once(task)
     return folder
+
+
+def give_back(world: str) -> None:
+    """Let the task whose weights only the package has keep them itself."""
+    for size, role in itertools.product(PLAN["sizes"], PLAN["models"]):
+        task = Task(size, world, role, ROOT / "runs" / "evidence")
+        progress = task.progress()
+        if progress.bundled:
+            shutil.copytree(FOLDER / world, task.packed, dirs_exist_ok=True)
+            write_progress(task, replace(progress, bundled=False))
+
+
+def keep_once(task: Task) -> None:
+    """Leave the weights to the package."""
+    write_progress(task, replace(task.progress(), bundled=True))
+    for path in task.packed.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "progress.json":
+            path.unlink()
+
+
+def write_progress(task: Task, progress: Progress) -> None:
+    """How far the task is, and where its weights are."""
+    (task.packed / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
 
 
 def main() -> None:

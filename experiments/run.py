@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from variants import share_of_compute, with_variant  # noqa: E402
 
+from mgct.bundled import FOLDER  # noqa: E402
+
 CHECKPOINTS = ROOT / "experiments" / "checkpoints"
 PLAN: dict[str, Any] = yaml.safe_load((ROOT / "experiments" / "plan.yaml").read_text())
 
@@ -61,6 +63,7 @@ class Progress:
         batch_size: clips a step.
         run_from: the step at which the present run folder began.
         pieces: how they were done.
+        bundled: the weights are those of the package's model of this world, and are not kept twice.
     """
 
     of: int
@@ -68,6 +71,7 @@ class Progress:
     steps: int = 0
     run_from: int = 0
     pieces: list[dict[str, Any]] = field(default_factory=list)
+    bundled: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,13 @@ class Task:
 
     @property
     def packed(self) -> Path:
-        """The saved model in the repository."""
+        """Its folder in the repository: how far it is, and the saved model, if the package has not got that."""
         return CHECKPOINTS / self.size / self.world / self.role
+
+    @property
+    def model(self) -> Path:
+        """The saved model."""
+        return FOLDER / self.world if self.progress().bundled else self.packed
 
     @property
     def parent(self) -> Task | None:
@@ -142,7 +151,7 @@ def train_piece(task: Task, minutes: float, options: list[str]) -> Progress:
         (run / "piece.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (run / "run_from.json").write_text(json.dumps(before.run_from))
     command = [sys.executable, "-m", "mgct.cli", "train", f"--config={run / 'piece.yaml'}", f"--out={run}", *options]
-    start = task.packed if before.steps else task.parent.packed if task.parent else None
+    start = task.model if before.steps else task.parent.model if task.parent else None
     if resume:
         command.append("--resume")
     elif start is not None:

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     tasks = [Task(options.size, options.world, role, ROOT / "runs" / "evidence") for role in PLAN["models"]]
-    models = {task.role: task.packed for task in tasks if task.progress().steps >= task.progress().of}
+    models = {task.role: task.model for task in tasks if task.progress().steps >= task.progress().of}
     num = options.num or PLAN["sizes"][options.size]["num"]
     settings = Settings(options.protocol, num, batch_size=options.batch_size, encoder_device=options.device)
     out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"

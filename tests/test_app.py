@@ -144,6 +144,15 @@ def test_a_variation_starts_from_mixed_noise_and_does_not_depend_on_the_batch(pi
         SamplingOptions(variation=0.0)
 
 
+@pytest.mark.parametrize("sampler", ["sde-dpm-solver++", "ddpm"])
+def test_a_variation_shares_the_noise_of_every_step_too(pipe, sampler):
+    """So a small one is near the clip, also by samplers that draw noise at each step."""
+    how = {"steps": 6, "sampler": sampler, "seed": 5, "progress": False}
+    base, other = pipe(indices=[3], **how).video, pipe(indices=[0], **how).video
+    near = pipe(indices=[0], variation_of=[3], variation=0.02, **how).video
+    assert (near - base).norm() < 0.2 * (other - base).norm()
+
+
 # ---------------------------------------------------------------------------------------------- models on the disk
 
 

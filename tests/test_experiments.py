@@ -88,16 +88,27 @@ def test_published_tables_get_onto_the_page(run, tmp_path, monkeypatch):
         assert "old" not in text
 
 
-def test_a_bundled_model_is_what_was_packed(run, tmp_path, monkeypatch):
+def test_a_bundled_model_is_what_was_packed_and_is_kept_once(run, tmp_path, monkeypatch):
     import bundle
 
-    monkeypatch.setattr(bundle, "FOLDER", tmp_path / "models")
-    task = run.Task("micro", "dance", "baseline", tmp_path)
-    source = ROOT / "experiments" / "checkpoints" / "micro" / "dance" / "baseline"
-    monkeypatch.setattr(run, "CHECKPOINTS", ROOT / "experiments" / "checkpoints")
-    assert task.packed == source
+    for module in (run, bundle):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "models")
+    first, then = (run.Task("micro", "dance", role, tmp_path / "runs") for role in ("stage1", "baseline"))
+    run.train_piece(first, 5, [])
+    weights = (first.packed / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     card = next((ROOT / "experiments").rglob("stage1--dpm-solver-20--*.json"))
-    folder = bundle.bundle(task, card, 700)
+
+    folder = bundle.bundle(first, card, 700)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["start_timestep"] == 700
+    assert "sde-dpm-solver++" in index["recommended"]
     assert "noise level 700" in (folder / "README.md").read_text()
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert [path.name for path in first.packed.iterdir()] == ["progress.json"]
+    assert first.model == folder
+
+    run.train_piece(then, 5, [])  # from the package's model
+    bundle.bundle(then, card, None)
+    assert then.model == folder
+    assert (first.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert first.model == first.packed

@@ -106,10 +106,17 @@ x = torch.ones(3, device="cuda")
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     print([graphed(x * k).tolist()[0] for k in (1, 2, 3)], [str(w.message)[:13] for w in seen], graphed.works)
-print(torch.randn(4, device="cuda").shape)
+torch.cuda.empty_cache()
+print(torch.randn(4, device="cuda").shape, torch.cuda.current_stream() == torch.cuda.default_stream())
+good = Graphed(lambda x: x + 1)
+print([good(x * k).tolist()[0] for k in (1, 2, 3)], good.graph is not None)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[3.0, 12.0, 27.0] ['no CUDA graph'] False", "torch.Size([4])"]
+    assert done.stdout.splitlines() == [
+        "[3.0, 12.0, 27.0] ['no CUDA graph'] False",
+        "torch.Size([4]) True",
+        "[2.0, 3.0, 4.0] True",
+    ]
 
 
 def test_inputs_of_another_shape_begin_anew():

@@ -172,8 +172,8 @@ class VideoHead(nn.Module):
     """A full 3×3×3 convolution to the output channels, zero at first.
 
     It is made as one 3×3 convolution to the three frames that each frame contributes to, and their sum: PyTorch has no
-    fast three-dimensional convolution to so few channels. It works in float32 or better, as the reference's does: x̂0
-    magnifies what half precision would round off ε̂ by σ/α, 157 at the noisy end.
+    fast three-dimensional convolution to so few channels. Its output is float32 or better, as the reference's is: x̂0
+    magnifies what half precision would round off ε̂ by σ/α, 157 at the noisy end. (A GPU may multiply in TF32.)
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

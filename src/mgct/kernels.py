@@ -2,7 +2,8 @@
 
 A group norm's sums, f(a x + s) with f SiLU or nothing, and its gradients; means of neighbours and their repetition; and
 chunks taken by index. Tensors lie in memory as they are, channels last. Each pass reads its operands once, works in
-float32 and keeps nothing between (`mgct.blocks` has the rest, and what to do without Triton).
+float32 and keeps nothing between (`mgct.norms` and `mgct.blocks` have the rest, `mgct.gpu.Plain` the same without
+Triton).
 """
 
 from typing import Any
@@ -415,12 +416,12 @@ def statistics(
     """What a group norm of (N, P, C) finds out: its sums in one pass, the rest from these."""
     rows, positions, channels = x.shape
     parts, blocks = _blocks(x, _TILES)
-    sums = torch.empty(rows, parts, 2, channels, device=x.device)
+    sums = torch.empty(rows, parts, 2, channels, dtype=torch.float32, device=x.device)
     x, weight, bias = _rows(x, weight, bias)
     film = film if film is None else film.contiguous()
     _sums_kernel[(rows * parts,)](x, sums, positions, channels, parts, TILES=_TILES, num_warps=_WARPS, **blocks)
-    out = torch.empty(3 if offset is None else 4, rows, channels, device=x.device)
-    rstd = torch.empty(rows, groups, device=x.device)
+    out = torch.empty(3 if offset is None else 4, rows, channels, dtype=torch.float32, device=x.device)
+    rstd = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     _statistics_kernel[(rows,)](
         sums,
         weight,
@@ -471,7 +472,7 @@ def gradients(
     parts, blocks = _blocks(x, _TILES)
     x, grad, weight, bias, a, s, pivot = _rows(x, grad, weight, bias, state.a, state.s, state.pivot)
     film = film if film is None else film.contiguous()
-    sums = torch.empty(rows, parts, 2, channels, device=x.device)
+    sums = torch.empty(rows, parts, 2, channels, dtype=torch.float32, device=x.device)
     _gradient_sums_kernel[(rows * parts,)](
         x,
         grad,
@@ -487,7 +488,8 @@ def gradients(
         num_warps=_WARPS,
         **blocks,
     )
-    lines, shares = (torch.empty(shape, device=x.device) for shape in ((2, rows, channels), (rows, 3, channels)))
+    shapes = (2, rows, channels), (rows, 3, channels)
+    lines, shares = (torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
     grad_film = None if film is None else torch.empty_like(film)
     groups = state.rstd.shape[1]
     _finish_kernel[(rows,)](
@@ -531,8 +533,10 @@ def gradients(
 
 
 def down(x: Tensor, factors: tuple[int, int], scale: float) -> Tensor:
-    """(N, H, W, C) → (N, H/a, W/b, C): ``scale`` times the sum of each a × b neighbours."""
+    """(N, H, W, C) → (N, H/a, W/b, C), without remainder: ``scale`` times the sum of each a × b neighbours."""
     count, height, width, channels = x.shape
+    if height % factors[0] or width % factors[1]:
+        raise ValueError(f"{height} × {width} is not a multiple of {factors[0]} × {factors[1]}")
     shape = (count, height // factors[0], width // factors[1], channels)
     return _resampled(_down_kernel, x, shape, factors, scale)
 

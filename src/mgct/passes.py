@@ -44,7 +44,7 @@ class GraphedPasses:
             shift: window shifts, one per shifted block.
             kind: what else the loss depends on; another kind is recorded anew.
         """
-        kind, drawn = (kind, len(random.seeds)), DrawnRandom(random)
+        kind, drawn = (kind, stored.video.shape, stored.audio.shape), DrawnRandom(random)
         if self.graphed is None or kind != self.kind:
             self.graphed = None  # its memory is free before the step
             result, _ = self._run(stored, drawn, shift)
@@ -55,6 +55,10 @@ class GraphedPasses:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return result
+
+    def forget(self) -> None:
+        """Give back the memory of what is recorded; the next step begins anew."""
+        self.graphed = None
 
     def _of_tensors(self, video: Tensor, audio: Tensor, shift: Tensor, *draws: Tensor) -> Any:
         """A step, with everything drawn."""

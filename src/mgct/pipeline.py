@@ -20,6 +20,7 @@ from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
 from mgct.errors import UserError
+from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
 from mgct.samplers import Known, Point, Predict
@@ -57,7 +58,8 @@ class SamplingOptions:
     Args:
         steps: network calls per clip; None: the sampler's default.
         sampler: a name out of `mgct.samplers.SAMPLERS`, or a scheduler object of diffusers.
-        seed: any integer.
+        seed: any integer. The noise that sampling starts from is the same on every device; what some samplers draw at
+            each step is drawn where the network is, and a GPU's is another than a CPU's.
         batch_size: clips in memory at once; it changes speed and memory, not the clips.
         clip_x0: whether x̂0 is clipped to [-1, 1]; None: as the sampler has it.
         window_shift: fixed shifts of the attention windows instead of drawn ones (see `MultimodalUNet`).
@@ -488,7 +490,8 @@ class AVPipeline(DiffusionPipeline):
 
         def draw(*what: int | str, of: list[int] = batch) -> Tensor:
             seeds = [derive_seed(options.seed, index, *what) for index in of]
-            return per_clip_randn((length,), seeds).to(self._execution_device)
+            where = "cpu" if what[0] == "start" else self._execution_device
+            return per_clip_randn((length,), seeds, where).to(self._execution_device)
 
         def step_noise(step: int) -> Tensor:
             return self._noise(draw, batch, options, "step", step)
@@ -550,9 +553,8 @@ class AVPipeline(DiffusionPipeline):
         first, *rest = options.variation_of
         x = draw(*what, of=[first] * len(batch))
         share = math.sqrt(1 - options.variation**2)
-        own = () if what == ("start",) else what
         for depth, indices in enumerate([*([index] * len(batch) for index in rest), batch]):
-            x = share * x + options.variation * draw("variation", depth, *own, of=indices)
+            x = share * x + options.variation * draw(*what, "variation", depth, of=indices)
         return x
 
     def _network(self, options: SamplingOptions) -> Network:
@@ -563,9 +565,10 @@ class AVPipeline(DiffusionPipeline):
             jump = {"target_timestep": goal[0]} if goal else {}
             return self.unet(video, audio, timestep, window_shift=shift, **jump)
 
-        graphed = Graphed(predict)
+        graphed, place = Graphed(predict), 0
 
         def call(clips: AVSample, point: Point) -> AVSample:
+            nonlocal graphed, place
             shift = options.window_shift
             if shift is None:
                 seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
@@ -575,7 +578,10 @@ class AVPipeline(DiffusionPipeline):
             noisy = clips.to(dtype)
             if device.type != "cuda" or torch.is_grad_enabled():
                 return predict(noisy.video, noisy.audio, timestep, shift, *goal).to(torch.float32)
-            shifts = torch.as_tensor(shift, device=device).expand(self.unet.num_shifted_blocks)
+            here = next(self.unet.parameters()).data_ptr()
+            if here != place:  # not yet known, or weights that have been elsewhere meanwhile
+                graphed, place = Graphed(predict), here
+            shifts = send(torch.tensor(list(self.unet.shifts(shift, clips.video.shape[1]))), device)
             out = graphed(noisy.video, noisy.audio, timestep, shifts, *goal)
             return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
 

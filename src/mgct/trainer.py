@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -207,6 +208,7 @@ class Trainer:
                 if self.step % settings.checkpoint_every == 0:
                     self.save()
             self._look()
+        self.passes.forget()
         if self.step % settings.checkpoint_every:
             self.save()
         if self.trackers:
@@ -220,6 +222,7 @@ class Trainer:
         values: dict[str, tuple[Tensor, Tensor]] = {}
         every = self.watch.gradients_every
         if every and (self.step + 1) % every == 0:
+            self.passes.forget()  # they need its memory
             values.update(self._gradients_by_part(batch, shift))
         self._seed_dropout()
         count = len(batch.keys)
@@ -283,11 +286,12 @@ class Trainer:
     def _may_replay(self, count: int) -> bool:
         """Whether a step of ``count`` clips may be a CUDA graph."""
         settings = self.settings
-        if not settings.cuda_graph or self.device.type != "cuda" or self.accelerator.num_processes > 1:
+        if not settings.cuda_graph or self.device.type != "cuda":
             return False
+        alone = self.accelerator.distributed_type == DistributedType.NO  # one process may be DDP or FSDP too
         in_parts = settings.micro_batch_size is not None and settings.micro_batch_size < count
         same_masks = self.objective.stage == 2 and self.unet.config["dropout"] > 0  # of two calls: not in a graph
-        return not (in_parts or same_masks or settings.compile or settings.gradient_checkpointing)
+        return alone and not (in_parts or same_masks or settings.compile or settings.gradient_checkpointing)
 
     def _log_values(self, result: ClipLoss) -> dict[str, tuple[Tensor, Tensor]]:
         """Name → (sum over the clips, how many) of the loss and what the objective logs."""
@@ -351,6 +355,7 @@ class Trainer:
     def _monitor(self, monitors: Monitors) -> None:
         """Sample and measure, and keep the model if it is the best so far."""
         self._look()
+        self.passes.forget()
         row = monitors(self.ema, self.step, self.trackers)
         if row:
             self._write({"step": self.step, **row})
@@ -427,6 +432,7 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, whatever the layout that wrote it: everything is as it was after its step."""
+        self.passes.forget()
         parameters = dict(self.unet.named_parameters())
         self.unet.load_state_dict(placed_like(checkpoint.tensors("model"), parameters))
         self.ema.load_state_dict(placed_like(checkpoint.tensors("ema"), parameters))

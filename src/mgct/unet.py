@@ -221,7 +221,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 for a network without one.
         """
         self._check_sizes(video, audio)
-        shifts = iter(self._as_shifts(window_shift, video.shape[1]))
+        shifts = iter(self.shifts(window_shift, video.shape[1]))
         target = None if target_timestep is None else target_timestep.expand(video.shape[0])
         embedding = self._embed(timestep.expand(video.shape[0]), target, video.device)
 
@@ -292,7 +292,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         own = {name: value for name, value in self.state_dict().items() if name.startswith("target_")}
         return {**own, **weights}
 
-    def _as_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
+    def shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
         """The shift of each shifted block, as a list or a one-dimensional tensor."""
         count = self.num_shifted_blocks
         if window_shift is None:
