@@ -39,7 +39,7 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     steps = sum(part.progress().steps for part in parts)
     clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
     different = PLAN["sizes"][task.size].get("clips", clips)
-    pipe: Any = AVPipeline.from_pretrained(task.model, torch_dtype=torch.float16)
+    pipe: Any = AVPipeline.from_pretrained(task.model, dtype=torch.float16)
     config = task.config()
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     kind = ("map" if config["model"].get("target_time") else 2) if "consistency" in config else 1

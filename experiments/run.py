@@ -202,7 +202,7 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     piece = Piece(done - before.steps, round(seconds, 1), device, rows[-1]["loss"] if rows else None)
     progress = Progress(before.of, before.batch_size, done, before.run_from, [*before.pieces, asdict(piece)])
     shutil.rmtree(draft, ignore_errors=True)
-    pipe: Any = AVPipeline.from_pretrained(model, torch_dtype=torch.float16)
+    pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
     pipe.save_pretrained(draft)
     without_paths(draft)
     (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")

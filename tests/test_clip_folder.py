@@ -83,6 +83,16 @@ def test_two_processes_write_what_one_writes_and_go_on_after_a_kill(model, films
     assert (ours - theirs.roll(1, 0)).abs().mean() > 20
 
 
+def test_another_precision_rounds_and_is_not_mixed_in(model, tmp_path):
+    how = {"num": 2, "steps": 6, "format": "safetensors"}
+    for precision in ("fp32", "bf16"):
+        sample(str(model), tmp_path / precision, precision=precision, **how)
+    exact, rounded = (load_clips(next((tmp_path / name).glob("*.safetensors")))[0].video for name in ("fp32", "bf16"))
+    assert 0 < (exact - rounded).abs().mean() < 0.1 * exact.std()
+    with pytest.raises(UserError, match="made otherwise \\(model"):
+        sample(str(model), tmp_path / "fp32", precision="bf16", **how)
+
+
 def test_what_was_left_half_written_is_removed_where_it_is_one_s_own(model, tmp_path):
     pipe = AVPipeline.from_pretrained(model)
     halves = [tmp_path / name for name in (".clip_000001.mp4.77.tmp", ".clip_000002.mp4.77.tmp", ".notes")]
