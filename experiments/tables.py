@@ -55,16 +55,16 @@ def extra_rows(study: Study, table: TableName, calls: list[int]) -> list[tuple[s
 
 
 def publish(study: Study, folder: Path) -> None:
-    """Copy tables, figures and the cards that the tables name."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "cards").mkdir(parents=True)
-    text = ""
+    """Copy tables, figures and the cards that the tables name; what was published before and not made again stays."""
+    (folder / "cards").mkdir(parents=True, exist_ok=True)
     for path in sorted(study.out.glob("*.*")):
         shutil.copy(path, folder)
-        text += path.read_text() if path.suffix == ".md" else ""
     for card in sorted((study.out / "cards").glob("*")):
-        if f"{card.stem}.md" in text:
-            shutil.copy(card, folder / "cards")
+        shutil.copy(card, folder / "cards")
+    text = "".join(path.read_text() for path in folder.glob("*.md"))
+    for card in (folder / "cards").glob("*"):
+        if f"{card.stem}.md" not in text:
+            card.unlink()
 
 
 def write_page() -> None:
