@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import warnings
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgct.data.worlds import get_world
+from mgct.metrics.distances import RankDeficientWarning
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.evaluate import Extractor, choose
 from mgct.metrics.protocols import get_protocol
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the distances there")
     options = parser.parse_args()
+    warnings.simplefilter("ignore", RankDeficientWarning)  # of the same number on all sides, as said above
     protocol, source, world = get_protocol(options.protocol), open_source(options.clips), get_world(options.world)
     extractor = Extractor([load_encoder(name, None, options.device) for name in protocol.encoders], protocol.clip, None)
 

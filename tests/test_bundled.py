@@ -89,11 +89,11 @@ def test_training_goes_on_from_the_bundled_model_by_the_configuration_for_it(tmp
     before, after = (
         AVPipeline.from_pretrained(model).unet.state_dict() for model in ("landscape", tmp_path / "run" / "model")
     )
-    assert before.keys() == after.keys()
-    assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)
+    assert {name for name in before if not name.startswith("target_")} == after.keys()  # no second stage, no map
+    assert all((before[name] - after[name]).abs().max() < 1e-3 for name in after)
     more = ["--train.steps", "2", "--resume"]
     assert cli.main(["train", *config, *small[:2], *small[4:], *more]) == 0
     starts = [
         AVPipeline.from_pretrained(model).config.start_timestep for model in ("landscape", tmp_path / "run/model")
     ]
-    assert starts == [700, 700]
+    assert starts == [850, 850]

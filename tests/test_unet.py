@@ -102,6 +102,9 @@ def test_with_a_second_time_equal_to_the_first_it_is_the_same_network(small, fix
         torch.nn.init.normal_(mapped.target_gate.weight, std=0.5)
         learned = [mapped(video, audio, t, 0), mapped(video, audio, t, 0, target_timestep=t)]
         jump = mapped(video, audio, t.clamp(min=1), 0, target_timestep=torch.zeros_like(t))
+        back = MultimodalUNet.from_config(small.config).eval()
+        back.load_state_dict(back.with_target_time(mapped.state_dict()))
+        learned.append(back(video, audio, t, 0))
     for other in (fresh, *learned):
         torch.testing.assert_close(other.video, plain.video, atol=1e-6, rtol=0)
         torch.testing.assert_close(other.audio, plain.audio, atol=1e-6, rtol=0)

@@ -285,11 +285,14 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
             return F.silu(embedding)
 
     def with_target_time(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state_dict of a network without the second time input, completed by this network's own, if it has one.
+        """The state_dict of another network with the second time input that this network has, or without it.
 
-        A freshly made network's is zero, so the completed network is exactly the one that the weights are of.
+        A freshly made network's is zero, and any has no effect where both times are equal: as a denoiser the result is
+        exactly the network that the weights are of.
         """
         own = {name: value for name, value in self.state_dict().items() if name.startswith("target_")}
+        if not own:
+            return {name: value for name, value in weights.items() if not name.startswith("target_")}
         return {**own, **weights}
 
     def shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:

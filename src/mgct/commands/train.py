@@ -205,11 +205,8 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
     different = [
         key for key in unet.config if not key.startswith("_") and _plain(unet.config[key]) != _plain(other.config[key])
     ]
-    weightless = {"dropout", "cross_attention_shift"}
-    if unet.config["target_time"]:
-        weightless.add("target_time")
-    if set(different) - weightless:
-        raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
+    if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time"}:
+        raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(unlike))}")
     unet.load_state_dict(unet.with_target_time(other.state_dict()))
 
 
