@@ -12,8 +12,8 @@ import torch
 
 from mgct.bundled import bundled_models
 from mgct.errors import UserError
-from mgct.pipeline import AVPipeline, SamplingOptions
-from mgct.samplers import SAMPLERS
+from mgct.pipeline import AVPipeline
+from mgct.samplers import DEFAULT, SAMPLERS
 from mgct.types import ClipSpec
 
 RUNS = Path("runs")
@@ -192,7 +192,7 @@ class Models:
     def choices(self, name: str) -> list[SamplerChoice]:
         """Every sampler that the model can use, those that the model was made for first, each with its range of steps.
 
-        Among those the package's default comes first, then the ones with few steps.
+        Among those the package's default comes first, then the same along the ODE, then the ones with few steps.
         """
         ranges: Mapping[str, Sequence[int]] = self._config(name)["recommended"]
         choices = []
@@ -202,5 +202,6 @@ class Models:
             low, high = ranges.get(sampler, (facts.min_steps, facts.max_steps))
             default = min(max(facts.default_steps, low), high)
             choices.append(SamplerChoice(sampler, not ranges or sampler in ranges, low, high, default))
-        best = SamplingOptions().sampler
-        return sorted(choices, key=lambda choice: (not choice.recommended, choice.name != best, choice.default))
+        best = [DEFAULT, "dpm-solver++"]
+        places = {name: best.index(name) if name in best else len(best) for name in SAMPLERS}
+        return sorted(choices, key=lambda choice: (not choice.recommended, places[choice.name], choice.default))
