@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [90])
 def test_every_kernel_compiles_for_a_gpu(capability, tmp_path):
     kernels = pytest.importorskip("mgct.kernels")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

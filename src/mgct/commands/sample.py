@@ -128,6 +128,8 @@ def sample(
         rate = written / max(max(part.seconds for part in reports), 1e-9)
         by = f" by {len(reports)} processes" if len(reports) > 1 else ""
         print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
+    if state.num_processes > 1:
+        state.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 sample.when_alone = ["landscape", "clips"]  # type: ignore[attr-defined]
