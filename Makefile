@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## eight clips of a model that comes with the package, as mp4s with sound and drawn
 	rm -rf $(DEMO)
-	$(BIN)/mgct sample dance $(DEMO)/clips --num 8 --batch_size 2
+	$(BIN)/mgct sample dance $(DEMO)/clips --num 8 --batch_size 1
 	$(BIN)/mgct plot clips $(DEMO)/clips $(DEMO)/contact_sheet.png
 	$(BIN)/mgct plot sheet $(DEMO)/clips $(DEMO)/sheet.mp4
 	@echo "clips: $(DEMO)/clips/*.mp4   drawn: $(DEMO)/contact_sheet.png   all at once, with sound: $(DEMO)/sheet.mp4"
