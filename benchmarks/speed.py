@@ -320,7 +320,7 @@ def serve(spec: dict[str, Any]) -> None:
                 peak = torch.cuda.max_memory_allocated()
             flops = moved = 0.0
             if not spec["compile"] and not spec["other"]:  # last: a counted run keeps more in memory
-                flops, moved = count_operations(case.launched())
+                flops, moved = count_operations(case.launched() if spec.get("graph") else function)
             answer = {"peak_bytes": peak, "flops": flops, "bytes": moved}
         print(json.dumps(answer), flush=True)
 

@@ -10,7 +10,7 @@ and φ once), with gradient checkpointing one and two more.
 Memory: weights, gradients, AdamW's two moments and the running average in float32, in stage 2 θ⁻ too; and what the
 backward pass keeps of a clip's activations, each storage counted once, in the body's precision.
 
-Time: these networks are bound by memory on a GPU (a training step of ``small`` reaches 5 % of an H100's matrix rate). So
+Time: these networks are bound by memory on a GPU (a training step of ``small`` reaches 7 % of an H100's matrix rate). So
 it is taken to be what one H100 needed, by the ratio of the memory rates; ``--moved`` says it as gigabytes a clip. A loader
 may be slower. Measure yours with ``benchmarks/speed.py``.
 """

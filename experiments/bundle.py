@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import PLAN, ROOT, Progress, Task, without_paths
+from run import PLAN, ROOT, Task, without_paths
 
 from mgct import AVPipeline, __version__
 from mgct.bundled import FOLDER
@@ -83,22 +82,17 @@ def give_back(world: str) -> None:
         progress = task.progress()
         if progress.bundled:
             shutil.copytree(FOLDER / world, task.packed, dirs_exist_ok=True)
-            write_progress(task, replace(progress, bundled=False))
+            replace(progress, bundled=False).save(task.packed)
 
 
 def keep_once(task: Task) -> None:
     """Leave the weights to the package."""
-    write_progress(task, replace(task.progress(), bundled=True))
+    replace(task.progress(), bundled=True).save(task.packed)
     for path in task.packed.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != "progress.json":
             path.unlink()
-
-
-def write_progress(task: Task, progress: Progress) -> None:
-    """How far the task is, and where its weights are."""
-    (task.packed / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
 
 
 def main() -> None:

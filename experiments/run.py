@@ -73,6 +73,10 @@ class Progress:
     pieces: list[dict[str, Any]] = field(default_factory=list)
     bundled: bool = False
 
+    def save(self, folder: Path) -> None:
+        """Write it into a model's folder."""
+        (folder / "progress.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -205,7 +209,7 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
     pipe.save_pretrained(draft)
     without_paths(draft)
-    (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
+    progress.save(draft)
     shutil.rmtree(task.packed, ignore_errors=True)
     draft.rename(task.packed)
     return progress

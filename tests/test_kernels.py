@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("capability", [90])
-def test_every_kernel_compiles_for_a_gpu(capability, tmp_path):
+def test_every_kernel_compiles_for_a_gpu(tmp_path):
     kernels = pytest.importorskip("mgct.kernels")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run(
-        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, script, "90"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     names = {name for name in vars(kernels) if name.endswith("_kernel")}
     assert {line.split()[0] for line in done.stdout.splitlines()} == names

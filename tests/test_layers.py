@@ -27,7 +27,8 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHORTCUTS = {("unet", "convert"), ("gpu", "kernels")}
-"""Imports at call time that point upwards: `MultimodalUNet.from_mm_diffusion` is `convert.load_mm_diffusion`."""
+"""Imports at call time that point upwards: `MultimodalUNet.from_mm_diffusion` is `convert.load_mm_diffusion`, and
+`gpu.kernels` tries `kernels`, which need Triton."""
 
 
 def part_of(module: str) -> str | None:

@@ -472,14 +472,14 @@ def test_no_level_above_the_start_is_sampled_through(pipe, sampler):
 
 def test_a_model_s_own_start_is_taken_where_it_fits_and_no_other_is_asked_for(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
+    pipe = AVPipeline.from_pretrained(tmp_path)  # weights that lie elsewhere in memory may round otherwise
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "start_timestep": 600}))
     low = AVPipeline.from_pretrained(tmp_path)
     ways = {None: 600, 300: 300, 999: 999}
     for asked, start in ways.items():
         ours = low(num_clips=1, steps=3, start_timestep=asked, **QUIET)
-        theirs = pipe(num_clips=1, steps=3, start_timestep=start, **QUIET)
-        torch.testing.assert_close(ours.video, theirs.video, rtol=0, atol=1e-3)
+        assert torch.equal(ours.video, pipe(num_clips=1, steps=3, start_timestep=start, **QUIET).video)
     assert low.start_timestep(SamplingOptions(sampler="ddpm", steps=700)) == 999  # more calls than it has levels
     assert low.start_timestep(SamplingOptions(sampler=DDIMScheduler(), steps=3)) == 999
     assert torch.equal(

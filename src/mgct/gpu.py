@@ -130,12 +130,7 @@ class Plain:
                 means = means + offset
             mean, square = (total.unflatten(1, (groups, -1)).mean(2) for total in (means, squares))
             variance = (square - mean.square()).clamp(min=0)
-        rstd = torch.rsqrt(variance + eps)
-        weight, bias = film_pair(weight, bias, film, mean.dtype)
-        each = x.shape[2] // groups
-        a = rstd.repeat_interleave(each, 1) * weight
-        pivot = mean.repeat_interleave(each, 1) - (0 if offset is None else offset)
-        return NormState(a, bias - a * pivot, pivot, rstd, means if offset is not None else None)
+        return norm_state(mean, torch.rsqrt(variance + eps), weight, bias, film, offset, means)
 
     @staticmethod
     def affine(x: Tensor, a: Tensor, s: Tensor, silu: bool) -> Tensor:
@@ -160,8 +155,7 @@ class Plain:
         positions, groups = x.shape[1], rstd.shape[1]
         each = x.shape[2] // groups
         if silu:
-            h = torch.addcmul(s[:, None].to(x.dtype), x, a[:, None].to(x.dtype))
-            grad = torch.ops.aten.silu_backward(grad, h)
+            grad = torch.ops.aten.silu_backward(grad, cls.affine(x, a, s, False))
         grad_s = grad.sum(1, dtype=a.dtype)
         whole = x.dtype == a.dtype
         products = torch.linalg.vecdot(grad, x, dim=1) if whole else (grad * x).sum(1, dtype=a.dtype)
@@ -200,10 +194,24 @@ class Plain:
         return x.index_select(1, index).unflatten(1, (-1, each)).sum(2)
 
 
-def film_pair(weight: Tensor, bias: Tensor, film: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A norm's weight and bias (N or 1, C), with the FiLM pair (N, 2C) in them."""
-    weight, bias = weight.to(dtype)[None], bias.to(dtype)[None]
-    if film is None:
-        return weight, bias
-    scale, shift = film.to(dtype).chunk(2, dim=-1)
-    return weight * (1 + scale), bias * (1 + scale) + shift
+def norm_state(
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    offset: Tensor | None = None,
+    means: Tensor | None = None,
+) -> NormState:
+    """From the mean and 1/√(variance + eps) (N, G) of x + offset, and its means (N, C): a = r w, s = b - (m - o) a.
+
+    w and b are the norm's weight and bias (C,) with the FiLM pair (N, 2C) in them.
+    """
+    weight, bias = weight.to(mean.dtype)[None], bias.to(mean.dtype)[None]
+    if film is not None:
+        scale, shift = film.to(mean.dtype).chunk(2, dim=-1)
+        weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
+    each = weight.shape[1] // mean.shape[1]
+    a = rstd.repeat_interleave(each, 1) * weight
+    pivot = mean.repeat_interleave(each, 1) - (0 if offset is None else offset)
+    return NormState(a, bias - a * pivot, pivot, rstd, None if offset is None else means)

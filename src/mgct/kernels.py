@@ -181,7 +181,7 @@ def _two_sums(
 
 @triton.jit
 def _film(weight_ptr, bias_ptr, film_ptr, row, channels, c, known, FILM: tl.constexpr):
-    """Weight, bias and FiLM scale of a row."""
+    """Weight and bias of the norm; scale (with its 1) and shift of a row's FiLM pair."""
     weight = tl.load(weight_ptr + c, mask=known, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + c, mask=known, other=0.0).to(tl.float32)
     scale = tl.full(weight.shape, 1.0, tl.float32)

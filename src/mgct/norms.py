@@ -85,10 +85,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and FiLM pair."""
         x, weight, bias, film, mean, rstd = ctx.saved_tensors
-        each = x.shape[-1] // mean.shape[1]
-        own_weight, own_bias = gpu.film_pair(weight, bias, film, mean.dtype)
-        pivot, a = mean.repeat_interleave(each, 1), rstd.repeat_interleave(each, 1) * own_weight
-        state = gpu.NormState(a, own_bias - a * pivot, pivot, rstd, None)
+        state = gpu.norm_state(mean, rstd, weight, bias, film)
         return *_gradients(gpu.Plain, x, grad, weight, bias, film, None, state, ctx.activate)[:4], None, None, None
 
 

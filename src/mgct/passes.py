@@ -33,6 +33,7 @@ class GraphedPasses:
     ) -> None:
         self.loss, self.backward, self.parameters = loss, backward, list(parameters)
         self.kind: Hashable = None
+        self.keys: list[Any] = []  # what of random numbers the loss asks for
         self.graphed: Graphed | None = None
 
     def __call__(self, stored: AVSample, random: ClipRandom, shift: Tensor, kind: Hashable) -> ClipLoss:

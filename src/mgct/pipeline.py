@@ -581,7 +581,7 @@ class AVPipeline(DiffusionPipeline):
             here = next(self.unet.parameters()).data_ptr()
             if here != place:  # not yet known, or weights that have been elsewhere meanwhile
                 graphed, place = Graphed(predict), here
-            shifts = send(torch.tensor(list(self.unet.shifts(shift, clips.video.shape[1]))), device)
+            shifts = send(torch.tensor(list(self.unet.window_shifts(shift, clips.video.shape[1]))), device)
             out = graphed(noisy.video, noisy.audio, timestep, shifts, *goal)
             return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
 

@@ -221,7 +221,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 for a network without one.
         """
         self._check_sizes(video, audio)
-        shifts = iter(self.shifts(window_shift, video.shape[1]))
+        shifts = iter(self.window_shifts(window_shift, video.shape[1]))
         target = None if target_timestep is None else target_timestep.expand(video.shape[0])
         embedding = self._embed(timestep.expand(video.shape[0]), target, video.device)
 
@@ -295,7 +295,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
             return {name: value for name, value in weights.items() if not name.startswith("target_")}
         return {**own, **weights}
 
-    def shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
+    def window_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
         """The shift of each shifted block, as a list or a one-dimensional tensor."""
         count = self.num_shifted_blocks
         if window_shift is None:

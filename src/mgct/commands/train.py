@@ -30,33 +30,25 @@ from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
+_DENOISER: dict[str, Sequence[int]] = {
+    "sde-dpm-solver++": [4, 100],
+    "ddpm": [100, 1000],
+    "ddim": [25, 1000],
+    "dpm-solver": [12, 50],
+    "dpm-solver++": [8, 50],
+    "unipc": [8, 50],
+}
 RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
-    1: {
-        "sde-dpm-solver++": [4, 100],
-        "ddpm": [100, 1000],
-        "ddim": [25, 1000],
-        "dpm-solver": [12, 50],
-        "dpm-solver++": [8, 50],
-        "unipc": [8, 50],
-    },
+    1: _DENOISER,
     2: {
-        "sde-dpm-solver++": [4, 100],
-        "ddpm": [100, 1000],
+        **_DENOISER,
         "ddim": [12, 1000],
         "dpm-solver": [9, 50],
         "dpm-solver++": [4, 50],
         "unipc": [4, 50],
         "consistency": [1, 8],
     },
-    "map": {
-        "map": [1, 20],
-        "sde-dpm-solver++": [4, 100],
-        "ddpm": [100, 1000],
-        "ddim": [25, 1000],
-        "dpm-solver": [12, 50],
-        "dpm-solver++": [8, 50],
-        "unipc": [8, 50],
-    },
+    "map": {"map": [1, 20], **_DENOISER},
 }
 """Samplers and network calls that a model of each stage is meant for; ``map``: stage 2 with a `FlowMap`."""
 
