@@ -460,7 +460,8 @@ def kinds(unet: Any) -> Iterator[tuple[Any, str]]:
     """Every layer that is profiled as a whole, and its kind."""
     from torch import nn
 
-    from mgct import blocks
+    from mgct import blocks, convolutions
+    from mgct.norms import GroupNorm
 
     whole = {
         "spatial": "video 3×3 convolutions",
@@ -480,11 +481,11 @@ def kinds(unet: Any) -> Iterator[tuple[Any, str]]:
             yield module, whole[leaf]
         elif leaf in ("spatial", "temporal"):
             yield module, whole[leaf]
-        elif isinstance(module, blocks.AudioConv):
+        elif isinstance(module, convolutions.AudioConv):
             yield module, "audio convolutions"
-        elif isinstance(module, blocks.GroupNorm):
+        elif isinstance(module, GroupNorm):
             yield module, "norms (with FiLM and SiLU)"
-        elif isinstance(module, blocks.VideoHead | blocks.AudioHead):
+        elif isinstance(module, convolutions.VideoHead | convolutions.AudioHead):
             yield module, "heads"
         elif isinstance(module, nn.Linear):
             yield module, "pointwise layers"

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from mgct import MultimodalUNet, blocks, gpu
+from mgct import MultimodalUNet, blocks, convolutions, gpu, resampling
 from mgct.convert import to_mm_diffusion
 from mgct.errors import UserError
+from mgct.norms import GroupNorm
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "dropout": 0.0}
 TINY = {
@@ -271,14 +272,14 @@ def test_clips_of_a_batch_do_not_touch_each_other():
     torch.testing.assert_close(together.audio[1:2], alone.audio, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("taps", [blocks.taps_over_frames, blocks.taps_over_samples])
+@pytest.mark.parametrize("taps", [convolutions.taps_over_frames, convolutions.taps_over_samples])
 @pytest.mark.parametrize(("rows", "shift"), [(12, 3), (12, 1), (12, 4), (4, 4), (3, 1)])
 def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, rows, 5), (7, 5, 3), (7,)]
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
     grad = torch.randn(2, rows, 7, generator=generator, dtype=torch.float64)
-    ours, plain = blocks.three_taps(taps, *inputs, shift), taps(*inputs, shift)
+    ours, plain = convolutions.three_taps(taps, *inputs, shift), taps(*inputs, shift)
     torch.testing.assert_close(ours, plain)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad), strict=True):
         torch.testing.assert_close(a, b)
@@ -308,7 +309,7 @@ def passes(request, monkeypatch, device):
 def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
     """Outputs and gradients as those of PyTorch's norm and what follows, one by one."""
     dtype = torch.float64 if passes == "plain" else torch.float32
-    norm = blocks.GroupNorm(8, 48).to(dtype)
+    norm = GroupNorm(8, 48).to(dtype)
     torch.manual_seed(0)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -342,7 +343,7 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
 def test_norm_of_a_gpu_adds_the_bias_before_it(passes, activate):
     """In half precision; outputs and all gradients beside the addition and the norm in float32."""
     torch.manual_seed(0)
-    norm = blocks.GroupNorm(8, 48)
+    norm = GroupNorm(8, 48)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x, probe = torch.randn(3, 500, 48).bfloat16(), torch.randn(3, 500, 48).bfloat16()
@@ -365,12 +366,12 @@ def test_resampling_of_a_gpu_is_resampling(monkeypatch, function):
     x = torch.randn(2, 3, 4, 6, 5) if "video" in function else torch.randn(2, 12, 5)
     x.requires_grad_()
     monkeypatch.setattr(gpu, "has_kernels", lambda _: False)
-    expected = getattr(blocks, function)(x)
+    expected = getattr(resampling, function)(x)
     probe = torch.randn(expected.shape)
     (gradient,) = torch.autograd.grad(expected, x, probe)
     monkeypatch.setattr(gpu, "has_kernels", lambda _: True)
     monkeypatch.setattr(gpu, "kernels", lambda: kernels)
-    ours = getattr(blocks, function)(x)
+    ours = getattr(resampling, function)(x)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, x, probe)[0], gradient)
 
@@ -400,8 +401,8 @@ def test_dilated_taps_as_pictures(shift):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 13, 5), torch.randn(7, 5, 3), torch.randn(7)
     rows = F.pad(x, (0, 0, 0, -13 % shift))
-    ours = blocks.taps_over_frames(rows, weight, bias, shift)[:, :13]
-    torch.testing.assert_close(ours, blocks.taps_over_samples(x, weight, bias, shift))
+    ours = convolutions.taps_over_frames(rows, weight, bias, shift)[:, :13]
+    torch.testing.assert_close(ours, convolutions.taps_over_samples(x, weight, bias, shift))
 
 
 def test_kernels_that_are_wrong_are_not_used(device):

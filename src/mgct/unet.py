@@ -12,8 +12,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgct import blocks
+from mgct import blocks, convolutions
 from mgct.errors import UserError
+from mgct.norms import GroupNorm
 from mgct.types import AVSample
 
 
@@ -136,8 +137,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         self.target_gate = nn.Linear(model_channels, model_channels, bias=False) if target_time else None
         if self.target_gate is not None:
             nn.init.zeros_(self.target_gate.weight)
-        self.video_stem = blocks.VideoConv(video_channels, widths[0])
-        self.audio_stem = blocks.AudioConv(audio_channels, widths[0])
+        self.video_stem = convolutions.VideoConv(video_channels, widths[0])
+        self.audio_stem = convolutions.AudioConv(audio_channels, widths[0])
 
         self.encoder = nn.ModuleList()
         channels = widths[0]
@@ -172,10 +173,10 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 self.decoder.append(UNetBlock(res, cross_at(2**level, width), grow))
                 channels = width
 
-        self.video_norm = blocks.GroupNorm(norm_num_groups, channels)
-        self.audio_norm = blocks.GroupNorm(norm_num_groups, channels)
-        self.video_head = blocks.VideoHead(channels, video_channels)
-        self.audio_head = blocks.AudioHead(channels, audio_channels)
+        self.video_norm = GroupNorm(norm_num_groups, channels)
+        self.audio_norm = GroupNorm(norm_num_groups, channels)
+        self.video_head = convolutions.VideoHead(channels, video_channels)
+        self.audio_head = convolutions.AudioHead(channels, audio_channels)
         self.gradient_checkpointing = False
 
     @property
