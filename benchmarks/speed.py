@@ -230,8 +230,10 @@ class Case:
 
         import torch
 
-        if self.spec.get("checkpointing") and not self.spec["other"]:
-            self.module.enable_gradient_checkpointing()
+        if not self.spec["other"]:
+            self.module.recompute = self.spec.get("recompute")
+            if self.spec.get("checkpointing"):
+                self.module.enable_gradient_checkpointing()
         parameters = list(self.module.parameters())
         average = [copy.deepcopy(parameter.detach()) for parameter in parameters]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
@@ -717,7 +719,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--other", metavar="PATH:NAME", help="a network with MM-Diffusion's signature, run alternately")
     parser.add_argument("--other-src", metavar="DIR", help="the src folder of another version of mgct, run alternately")
     parser.add_argument("--apart", action="store_true", help="each run in a process of its own: less memory, slower")
-    parser.add_argument("--checkpointing", action="store_true", help="our training steps recompute activations")
+    parser.add_argument("--checkpointing", action="store_true", help="our training steps recompute all activations")
+    parser.add_argument(
+        "--recompute", action=argparse.BooleanOptionalAction, help="or the cheap ones (on a CPU they do)"
+    )
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -755,6 +760,7 @@ def main(arguments: list[str] | None = None) -> None:
                             **settings, "task": task, "config": config, "batch": batch, "precision": precision,
                             "compile": mode, "graph": options.graph, "device": options.device, "threads": options.threads, "other": None,
                             "warmup": options.warmup, "repeats": options.repeats, "checkpointing": options.checkpointing,
+                            "recompute": options.recompute,
                         }  # fmt: skip
                         try:
                             results.append(run_case(spec, options))

@@ -128,8 +128,9 @@ def test_micro_batches_change_nothing_but_memory(undisturbed, tmp_path):
     assert distance(whole, parts) < 1e-5
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(undisturbed, tmp_path):
-    trainer(tmp_path, gradient_checkpointing=True).fit()
+@pytest.mark.parametrize("setting", [{"gradient_checkpointing": True}, {"recompute": torch.cuda.is_available()}])
+def test_recomputation_changes_nothing_but_memory(undisturbed, tmp_path, setting):
+    trainer(tmp_path, **setting).fit()
     for part in ("model", "target"):
         assert distance(final(tmp_path)[part], final(undisturbed)[part]) < (1e-4 if torch.cuda.is_available() else 1e-6)
 

@@ -33,5 +33,6 @@ def find_micro_batch(attempt: Callable[[int], object], largest: int, say: Callab
         if "No executable batch size found" not in str(error):
             raise
         raise UserError(
-            "not even one clip fits into memory; try --train.gradient_checkpointing true, FSDP, or a smaller model"
+            "not even one clip fits into memory; try --train.recompute true or --train.gradient_checkpointing true, "
+            "FSDP, or a smaller model"
         ) from error

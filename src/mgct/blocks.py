@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mgct import gpu
 from mgct.convolutions import AudioConv, VideoConv, zero_init
 from mgct.norms import GroupNorm
+from mgct.recompute import offer
 from mgct.resampling import RESAMPLING, Resample, identity
 from mgct.types import AVSample
 
@@ -76,7 +77,25 @@ class ResidualPath(nn.Module):
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
         h, later = self.norm_in(x, activate=True), gpu.on_gpu(x)
         h = self.norm_out(self.conv(h, not later), film, activate=True, offset=self.conv.bias if later else None)
-        return self.up(self.skip(self.down(x)) + self.project(self.dropout(h)))
+        return self.up(self.skip(self.down(x)) + self.project(self._drop(h)))
+
+    def _drop(self, h: Tensor) -> Tensor:
+        """Dropout in training; of its mask a byte a value is kept, where `F.dropout` on a CPU keeps a float."""
+        if not self.training or self.dropout.p == 0:
+            return h
+        dropped, mask = torch.native_dropout(h, self.dropout.p, True)
+        return offer(dropped, lambda h, mask: h * mask * (1 / (1 - self.dropout.p)), h, mask)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A pointwise layer that costs little enough to be made again."""
+    h = layer(x)
+
+    def again(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(*(value.to(h_dtype) for value in (x, weight, bias)))
+
+    h_dtype = h.dtype
+    return offer(h, again, x, layer.weight, layer.bias)
 
 
 class SelfAttention(nn.Module):
@@ -91,7 +110,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) → (N, T, C)."""
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = _linear(self.qkv, self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.project(h.transpose(1, 2).flatten(2))
 
@@ -185,7 +204,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, wind
     if k_length == num_frames * k_chunk:
         chunks = ((first + shift + steps) % num_frames).flatten()
         places = ((first - shift - steps) % num_frames * window + steps).flatten()
-        k, v = (_Gather.apply(x.unflatten(1, (num_frames, k_chunk)), chunks, places) for x in (k, v))
+        k, v = (_gather(x.unflatten(1, (num_frames, k_chunk)), chunks, places) for x in (k, v))
         k, v = (x.view(batch, num_frames, window * k_chunk, *x.shape[3:]) for x in (k, v))
     else:
         seen = ((first + shift) * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
@@ -195,6 +214,18 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, wind
     if q_length > num_frames * q_chunk:
         out = torch.cat([out, _attention(q[:, num_frames * q_chunk :], k[:, -1], v[:, -1])], dim=1)
     return out
+
+
+def _gather(x: Tensor, chunks: Tensor, places: Tensor) -> Tensor:
+    """`_Gather`, which costs little enough to be made again."""
+    return offer(_Gather.apply(x, chunks, places), _taken, x, chunks)
+
+
+def _taken(x: Tensor, chunks: Tensor) -> Tensor:
+    """Chunks of (B, F, …) one after the other."""
+    if gpu.has_kernels(x):
+        return gpu.kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
+    return x.index_select(1, chunks)
 
 
 class _Gather(torch.autograd.Function):
@@ -209,9 +240,7 @@ class _Gather(torch.autograd.Function):
         """The chunks to take (F · w,), and the places that each of them is then found at (F · w,), w after w."""
         ctx.save_for_backward(places)
         ctx.count = x.shape[1]
-        if gpu.has_kernels(x):
-            return gpu.kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
-        return x.index_select(1, chunks)
+        return _taken(x, chunks)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -261,8 +290,8 @@ class CrossAttention(nn.Module):
         num_frames = video.shape[1]
         window = min(self.window or num_frames, num_frames)
         tokens = video.flatten(1, 3)
-        vq, vk, vv = self.video_qkv(self.video_norm(tokens)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        aq, ak, av = self.audio_qkv(self.audio_norm(audio)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        vq, vk, vv = _linear(self.video_qkv, self.video_norm(tokens)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        aq, ak, av = _linear(self.audio_qkv, self.audio_norm(audio)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         to_video = windowed_attention(vq, ak, av, num_frames=num_frames, window=window, shift=shift)
         to_audio = windowed_attention(aq, vk, vv, num_frames=num_frames, window=window, shift=shift)
         video = video + self.video_project(to_video.flatten(2)).view(video.shape)

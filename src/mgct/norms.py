@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgct import gpu
+from mgct.recompute import offer
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -26,10 +27,14 @@ class GroupNorm(nn.GroupNorm):
         """
         if offset is not None and not (gpu.on_gpu(x) and x.dtype in HALF):
             x, offset = x + offset, None
+        x = x.contiguous()  # a transposed view of one clip's frames is not
+        settings: tuple[Any, ...] = (self.num_groups, self.eps, activate)
         if gpu.on_gpu(x):
-            return _NormOnGpu.apply(x, self.weight, self.bias, film, offset, self.num_groups, self.eps, activate)
+            inputs = (x, self.weight, self.bias, film, offset, *settings)
+            return offer(_NormOnGpu.apply(*inputs), lambda *given: _norm_on_gpu(*given)[0], *inputs)
         if x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype:
-            return _Norm.apply(x, self.weight, self.bias, film, self.num_groups, self.eps, activate)
+            inputs = (x, self.weight, self.bias, film, *settings)
+            return offer(_Norm.apply(*inputs), lambda *given: _norm(*given)[0], *inputs)
         rows, channels = x.shape[0], x.shape[-1]
         image = x.reshape(rows, -1, 1, channels).permute(0, 3, 1, 2)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -40,6 +45,29 @@ class GroupNorm(nn.GroupNorm):
             scale, shift = film.to(x.dtype)[:, None].chunk(2, dim=-1)
             h = torch.addcmul(shift, h, 1 + scale)
         return (F.silu(h) if activate else h).view(x.shape)
+
+
+def _norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    groups: int,
+    eps: float,
+    activate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output of `GroupNorm.forward` for contiguous x, and the mean and 1/√(variance + eps) of each group."""
+    rows, channels = x.shape[0], x.shape[-1]
+    positions = x.numel() // (rows * channels)
+    image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
+    normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
+    h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
+    if film is not None:
+        scale, shift = film[:, None].chunk(2, dim=-1)
+        h.mul_(1 + scale).add_(shift)
+    if activate:
+        F.silu(h, inplace=True)
+    return h.view(x.shape), mean, rstd
 
 
 class _Norm(torch.autograd.Function):
@@ -54,31 +82,12 @@ class _Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        film: Tensor | None,
-        groups: int,
-        eps: float,
-        activate: bool,
-    ) -> Tensor:
-        """Arguments as in `GroupNorm.forward`."""
-        rows, channels = x.shape[0], x.shape[-1]
-        positions = x.numel() // (rows * channels)
-        x = x.contiguous()  # a transposed view of one clip's frames is not, and the kernel refuses it
-        ctx.activate = activate
-        image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
-        normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
-        h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
-        if film is not None:
-            scale, shift = film[:, None].chunk(2, dim=-1)
-            h.mul_(1 + scale).add_(shift)
-        if activate:
-            F.silu(h, inplace=True)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, *others: Any) -> Tensor:
+        """Arguments as in `_norm`."""
+        *_, ctx.activate = others
+        h, mean, rstd = _norm(x, weight, bias, film, *others)
         ctx.save_for_backward(x, weight, bias, film, mean, rstd)
-        return h.view(x.shape)
+        return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -89,6 +98,25 @@ class _Norm(torch.autograd.Function):
         return *_gradients(gpu.Plain, x, grad, weight, bias, film, None, state, ctx.activate)[:4], None, None, None
 
 
+def _norm_on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    offset: Tensor | None,
+    groups: int,
+    eps: float,
+    activate: bool,
+) -> tuple[Tensor, gpu.NormState]:
+    """The output of `GroupNorm.forward` for contiguous x, and what was found out on the way."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.view(x.shape[0], -1, x.shape[-1])
+        ways = gpu.ways(x)
+        exact = ways if x.dtype in HALF else gpu.Plain
+        state = exact.statistics(rows, weight, bias, film, offset, groups, eps)
+        return ways.affine(rows, state.a, state.s, activate).view(x.shape), state
+
+
 class _NormOnGpu(torch.autograd.Function):
     """`_Norm` in passes over rows as they lie in memory, where PyTorch's own norm wants the channels first.
 
@@ -97,26 +125,13 @@ class _NormOnGpu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        film: Tensor | None,
-        offset: Tensor | None,
-        groups: int,
-        eps: float,
-        activate: bool,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, offset: Tensor | None, *others: Any
     ) -> Tensor:
-        """Arguments as in `GroupNorm.forward`."""
-        x = x.contiguous()
-        ctx.activate = activate
-        with torch.autocast(x.device.type, enabled=False):
-            rows = x.view(x.shape[0], -1, x.shape[-1])
-            ways = gpu.ways(x)
-            exact = ways if x.dtype in HALF else gpu.Plain
-            state = exact.statistics(rows, weight, bias, film, offset, groups, eps)
-            ctx.save_for_backward(x, weight, bias, film, offset, *state)
-            return ways.affine(rows, state.a, state.s, activate).view(x.shape)
+        """Arguments as in `_norm_on_gpu`."""
+        *_, ctx.activate = others
+        h, state = _norm_on_gpu(x, weight, bias, film, offset, *others)
+        ctx.save_for_backward(x, weight, bias, film, offset, *state)
+        return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable

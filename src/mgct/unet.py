@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mgct import blocks, convolutions
 from mgct.errors import UserError
 from mgct.norms import GroupNorm
+from mgct.recompute import made_again, offer
 from mgct.types import AVSample
 
 
@@ -39,6 +40,11 @@ class UNetBlock(nn.Module):
         if self.up is not None:
             video, audio = self.up(video, audio, embedding)
         return video, audio
+
+
+def _joined(x: Tensor, skip: Tensor) -> Tensor:
+    """Both next to each other."""
+    return offer(torch.cat([x, skip], -1), lambda *parts: torch.cat(parts, -1), x, skip)
 
 
 def _is_shifted(block: Any) -> bool:
@@ -178,6 +184,9 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         self.video_head = convolutions.VideoHead(channels, video_channels)
         self.audio_head = convolutions.AudioHead(channels, audio_channels)
         self.gradient_checkpointing = False
+        self.recompute: bool | None = None
+        """Whether a training step makes what costs little a second time instead of keeping it (`mgct.recompute`); None:
+        on a CPU. It is not done where blocks are checkpointed as a whole."""
 
     @property
     def num_shifted_blocks(self) -> int:
@@ -232,20 +241,21 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 return self._gradient_checkpointing_func(block, video, audio, embedding, shift)
             return block(video, audio, embedding, shift)
 
-        video, audio = self.video_stem(video.permute(0, 1, 3, 4, 2)), self.audio_stem(audio.mT)
-        skips = [(video, audio)]
-        for block in self.encoder:
-            video, audio = run(block, video, audio)
-            skips.append((video, audio))
-        for block in self.middle:
-            video, audio = run(block, video, audio)
-        for block in self.decoder:
-            video_skip, audio_skip = skips.pop()
-            video, audio = run(block, torch.cat([video, video_skip], -1), torch.cat([audio, audio_skip], -1))
-        return AVSample(
-            video=self.video_head(self.video_norm(video, activate=True)),
-            audio=self.audio_head(self.audio_norm(audio, activate=True)),
-        )
+        with made_again(self._recomputes(video)):
+            video, audio = self.video_stem(video.permute(0, 1, 3, 4, 2)), self.audio_stem(audio.mT)
+            skips = [(video, audio)]
+            for block in self.encoder:
+                video, audio = run(block, video, audio)
+                skips.append((video, audio))
+            for block in self.middle:
+                video, audio = run(block, video, audio)
+            for block in self.decoder:
+                video_skip, audio_skip = skips.pop()
+                video, audio = run(block, _joined(video, video_skip), _joined(audio, audio_skip))
+            return AVSample(
+                video=self.video_head(self.video_norm(video, activate=True)),
+                audio=self.audio_head(self.audio_norm(audio, activate=True)),
+            )
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> MultimodalUNet:
@@ -262,6 +272,11 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
 
         config.setdefault("middle_cross_attention", list(config.get("cross_attention_windows", (1, 4, 8))) == [1, 4, 8])
         return load_mm_diffusion(cls(**config), source)
+
+    def _recomputes(self, x: Tensor) -> bool:
+        """Whether cheap activations are made again in the backward pass."""
+        wanted = x.device.type == "cpu" if self.recompute is None else self.recompute
+        return wanted and not self.gradient_checkpointing and not torch.compiler.is_compiling()
 
     def _blocks(self) -> list[Any]:
         """Encoder, middle and decoder blocks in forward order."""
