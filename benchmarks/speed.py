@@ -231,7 +231,7 @@ class Case:
         import torch
 
         if not self.spec["other"]:
-            self.module.recompute = self.spec.get("recompute")
+            self.module.recompute = bool(self.spec.get("recompute"))
             if self.spec.get("checkpointing"):
                 self.module.enable_gradient_checkpointing()
         parameters = list(self.module.parameters())
@@ -720,9 +720,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--other-src", metavar="DIR", help="the src folder of another version of mgct, run alternately")
     parser.add_argument("--apart", action="store_true", help="each run in a process of its own: less memory, slower")
     parser.add_argument("--checkpointing", action="store_true", help="our training steps recompute all activations")
-    parser.add_argument(
-        "--recompute", action=argparse.BooleanOptionalAction, help="or the cheap ones (on a CPU they do)"
-    )
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=False, help="or the cheap ones")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

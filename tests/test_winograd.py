@@ -36,7 +36,7 @@ def check(function, exact, x_shape, weight_shape, *arguments):
         assert relative(one, other) < 1e-5
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 8 << 20])
+@pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (16, 8)])
 @pytest.mark.parametrize("channels", [(64, 64), (96, 48)])
 def test_a_picture(monkeypatch, piece_bytes, size, channels):
@@ -53,7 +53,7 @@ def test_a_picture_with_few_channels_goes_backwards_so(monkeypatch):
     assert ways == [winograd._plain_conv2d]
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 8 << 20])
+@pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
 @pytest.mark.parametrize(("rows", "shift"), [(16, 1), (18, 3), (40, 8), (5, 4), (7, 7)])
 def test_a_row(monkeypatch, piece_bytes, rows, shift):
     monkeypatch.setattr(winograd, "PIECE_BYTES", piece_bytes)

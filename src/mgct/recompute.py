@@ -1,9 +1,8 @@
 """Activations that are not kept for the backward pass, because they cost little to make again.
 
 Whoever makes one notes how (`offer`); under `made_again` an operation that would keep it, or a view of it, then keeps
-its recipe. Norms, the pointwise layers of attention, dropout and concatenations do so: half of a training step's
-memory for a few percent of its time, where checkpointing a whole block costs a second forward pass
-(``docs/performance.md``).
+its recipe. Norms, the pointwise layers of attention, dropout and concatenations do so: 60 % less memory for activations
+in 5 to 15 % more time, where checkpointing whole blocks costs a second forward pass (``docs/performance.md``).
 """
 
 from __future__ import annotations

@@ -184,9 +184,9 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         self.video_head = convolutions.VideoHead(channels, video_channels)
         self.audio_head = convolutions.AudioHead(channels, audio_channels)
         self.gradient_checkpointing = False
-        self.recompute: bool | None = None
-        """Whether a training step makes what costs little a second time instead of keeping it (`mgct.recompute`); None:
-        on a CPU. It is not done where blocks are checkpointed as a whole."""
+        self.recompute = False
+        """Whether a training step makes what costs little a second time instead of keeping it (`mgct.recompute`). It is
+        not done where blocks are checkpointed as a whole."""
 
     @property
     def num_shifted_blocks(self) -> int:
@@ -241,7 +241,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 return self._gradient_checkpointing_func(block, video, audio, embedding, shift)
             return block(video, audio, embedding, shift)
 
-        with made_again(self._recomputes(video)):
+        again = self.recompute and not self.gradient_checkpointing and not torch.compiler.is_compiling()
+        with made_again(again):
             video, audio = self.video_stem(video.permute(0, 1, 3, 4, 2)), self.audio_stem(audio.mT)
             skips = [(video, audio)]
             for block in self.encoder:
@@ -272,11 +273,6 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
 
         config.setdefault("middle_cross_attention", list(config.get("cross_attention_windows", (1, 4, 8))) == [1, 4, 8])
         return load_mm_diffusion(cls(**config), source)
-
-    def _recomputes(self, x: Tensor) -> bool:
-        """Whether cheap activations are made again in the backward pass."""
-        wanted = x.device.type == "cpu" if self.recompute is None else self.recompute
-        return wanted and not self.gradient_checkpointing and not torch.compiler.is_compiling()
 
     def _blocks(self) -> list[Any]:
         """Encoder, middle and decoder blocks in forward order."""

@@ -50,7 +50,7 @@ TAPS: Matrix = (
 )
 """G."""
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 16 << 20
 """About how much of Bᵀ d is made at a time: little enough to stay in a CPU's cache."""
 
 MIN_CHANNELS_2D = 60
