@@ -10,8 +10,9 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "types", "bundled", "graphs", "gpu"},
-    {"kernels", "norms"},
+    {"errors", "types", "bundled", "graphs", "gpu", "winograd", "recompute"},
+    {"kernels", "norms", "resampling"},
+    {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},
     {"data.shards", "metrics.encoders", "metrics.corruptions"},
