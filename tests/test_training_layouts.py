@@ -70,7 +70,7 @@ def test_a_layout_trains_as_one_process_does(stopped, layout):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("one", "fsdp"),
+        pytest.param("one", "fsdp", marks=pytest.mark.slow),
         ("fsdp", "one"),
         pytest.param("two", "fsdp", marks=pytest.mark.slow),
         pytest.param("fsdp", "two", marks=pytest.mark.slow),
