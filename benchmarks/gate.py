@@ -1,13 +1,13 @@
 """Fails if the network has become slower: its time over that of plain convolutions with as many operations.
 
     python benchmarks/gate.py            # compares with benchmarks/gate.json; exit status 1 on a loss of over 15 %
-    python benchmarks/gate.py --store    # keeps today's ratios, for processors of this maker
+    python benchmarks/gate.py --store    # keeps today's ratios, for processors of this kind
 
 Both sides run in this process, A B A B …, in float32 on the CPU, and are timed in CPU seconds, so that neither a faster
 machine nor a busy one changes much. The ratio is the median over the pairs. The plain side is a stack of 3×3
 convolutions of 64 channels in PyTorch's channels-last format, repeated until it has done the same number of operations.
-How fast PyTorch's convolutions are differs by up to four times between makers of processors, so each has its own
-ratios; one that is not known is compared with the largest.
+How fast PyTorch's convolutions are differs between makers of processors and with the width of their vectors, so each
+kind has its own ratios; one that is not known is compared with the largest.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def measured(pairs: int) -> dict[str, float]:
     return ratios
 
 
-def processor_maker() -> str:
-    """As Linux calls it, or the kind of machine."""
+def processor() -> str:
+    """Its maker, as Linux calls it, or the kind of machine; and the widest vectors that PyTorch uses on it."""
     facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     named = (line.partition(":")[2].strip() for line in facts if line.startswith("vendor_id"))
-    return next(named, platform.machine())
+    return f"{next(named, platform.machine())} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> int:
@@ -119,13 +119,13 @@ def main() -> int:
     parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
     keep_freed_memory()
-    ratios, maker, kept = measured(options.pairs), processor_maker(), json.loads(STORED.read_text())
+    ratios, kind, kept = measured(options.pairs), processor(), json.loads(STORED.read_text())
     if options.store:
-        kept[maker] = ratios
+        kept[kind] = ratios
         STORED.write_text(json.dumps(kept, indent=1) + "\n")
-    if maker not in kept:
-        print(f"nothing is stored for {maker}; compared with the slowest of {', '.join(kept)}, which says little")
-    stored = kept.get(maker, {case: max(known[case] for known in kept.values()) for case in ratios})
+    if kind not in kept:
+        print(f"nothing is stored for {kind}; compared with the slowest of {', '.join(kept)}, which says little")
+    stored = kept.get(kind, {case: max(known[case] for known in kept.values()) for case in ratios})
     slower = []
     for case, ratio in ratios.items():
         loss = ratio / stored[case] - 1
