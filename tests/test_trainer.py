@@ -135,6 +135,11 @@ def test_recomputation_changes_nothing_but_memory(undisturbed, tmp_path, setting
         assert distance(final(tmp_path)[part], final(undisturbed)[part]) < (1e-4 if torch.cuda.is_available() else 1e-6)
 
 
+def test_recomputing_what_is_compiled_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"use train\.gradient_checkpointing"):
+        trainer(tmp_path, recompute=True, compile=True)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_has_the_same_losses_to_rounding(tmp_path):
     runs = {compiled: tmp_path / str(compiled) for compiled in (False, True)}

@@ -90,11 +90,11 @@ class ResidualPath(nn.Module):
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """A pointwise layer that costs little enough to be made again."""
     h = layer(x)
+    dtype = h.dtype  # autocast's, which is off in a backward pass
 
-    def again(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(*(value.to(h_dtype) for value in (x, weight, bias)))
+    def again(*inputs: Tensor) -> Tensor:
+        return F.linear(*(value.to(dtype) for value in inputs))
 
-    h_dtype = h.dtype
     return offer(h, again, x, layer.weight, layer.bias)
 
 

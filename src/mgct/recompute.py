@@ -77,8 +77,7 @@ def offer(made: Tensor, function: Callable[..., Tensor], *inputs: Any) -> Tensor
 @contextmanager
 def made_again(active: bool = True) -> Iterator[None]:
     """In here, operations do not keep what was offered."""
-    before = getattr(_state, "active", False)
-    if not active or before or not torch.is_grad_enabled():
+    if not active or not torch.is_grad_enabled():
         yield
         return
     _state.active = True
@@ -86,4 +85,4 @@ def made_again(active: bool = True) -> Iterator[None]:
         with torch.autograd.graph.saved_tensors_hooks(_keep, _get):
             yield
     finally:
-        _state.active = before
+        _state.active = False

@@ -68,7 +68,7 @@ class TrainSettings:
         precision: bf16 runs the network's body in bfloat16; auto: bf16 on a GPU that has it, else fp32.
         recompute: make in the backward pass, instead of keeping it, what costs little a second time (norms,
             concatenations, the pointwise layers of attention): about 60 % less memory for activations, 5 to 15 % more
-            time, the same gradients. Not with FSDP, compile or gradient_checkpointing.
+            time, the same gradients. Not with FSDP or compile; gradient_checkpointing includes it.
         gradient_checkpointing: recompute all activations in the backward pass: still less memory, about a third more
             time.
         compile: translate the network with torch.compile: a slow start, then faster steps; not with FSDP.
@@ -155,7 +155,11 @@ class Trainer:
         self.layout = Layout(accelerator)
         if settings.compile and self.layout.sharded:
             raise UserError("train.compile does not go with FSDP; leave one of them out")
-        unet.recompute = settings.recompute and not self.layout.sharded
+        if settings.recompute and (settings.compile or self.layout.sharded):
+            raise UserError(
+                "train.recompute goes neither with FSDP nor with train.compile; use train.gradient_checkpointing"
+            )
+        unet.recompute = settings.recompute
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if settings.compile:
