@@ -34,6 +34,10 @@ def check(function, exact, x_shape, weight_shape, *arguments):
     gradients = torch.autograd.grad(ours, inputs, grad)
     for one, other in zip(gradients, torch.autograd.grad(wanted, precise, grad.double()), strict=True):
         assert relative(one, other) < 1e-5
+    for index, whole in enumerate(gradients):  # one alone, as guidance asks for that of x
+        alone = [value.detach().requires_grad_(place == index) for place, value in enumerate(inputs)]
+        (gradient,) = torch.autograd.grad(function(*alone, *arguments), alone[index], grad)
+        torch.testing.assert_close(gradient, whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
@@ -50,7 +54,7 @@ def test_a_picture_with_few_channels_goes_backwards_so(monkeypatch):
     apply = winograd._Winograd.apply
     monkeypatch.setattr(winograd._Winograd, "apply", lambda *a: ways.append(a[-1]) or apply(*a))
     check(winograd.conv2d, exact_conv2d, (8, 32, 32, 96), (32, 96, 3, 3))
-    assert ways == [winograd._plain_conv2d]
+    assert set(ways) == {winograd._plain_conv2d}
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])

@@ -69,27 +69,31 @@ class _ThreeTaps(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shift: int, taps: Taps) -> Tensor:
         """Arguments as in `three_taps`."""
         ctx.save_for_backward(x, weight)
-        ctx.shift, ctx.has_bias = shift, bias is not None
+        ctx.shift = shift
         return taps(x, weight, bias, shift)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """Gradients of x, weight and bias, of which only those are worked out that somebody asks for."""
         x, weight = ctx.saved_tensors
-        shift, rows = ctx.shift, x.shape[1]
-        grad = grad.contiguous()
-        before, now, after = weight.permute(2, 0, 1).contiguous()  # (C_out, C_in) each
-        grad_x = grad @ now
-        grad_weight = weight.new_zeros(3, *now.shape)
-        grad_weight[1] = grad.flatten(0, 1).mT @ x.flatten(0, 1)
-        if shift < rows:
-            of_later, of_earlier = grad[:, shift:], grad[:, :-shift]
-            grad_x[:, :-shift].baddbmm_(of_later, before.expand(len(x), -1, -1))
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        shift, grad = ctx.shift, grad.contiguous()
+        grad_x = grad_weight = None
+        of_later, of_earlier = grad[:, shift:], grad[:, : max(0, x.shape[1] - shift)]
+        if of_x:
+            before, now, after = weight.permute(2, 0, 1).contiguous()  # (C_out, C_in) each
+            grad_x = grad @ now
+            grad_x[:, : of_later.shape[1]].baddbmm_(of_later, before.expand(len(x), -1, -1))
             grad_x[:, shift:].baddbmm_(of_earlier, after.expand(len(x), -1, -1))
-            grad_weight[0] = (of_later.mT @ x[:, :-shift]).sum(0)
-            grad_weight[2] = (of_earlier.mT @ x[:, shift:]).sum(0)
-        return grad_x, grad_weight.permute(1, 2, 0), grad.sum((0, 1)) if ctx.has_bias else None, None, None
+        if of_weight:
+            taps = (
+                (of_later.mT @ x[:, : of_later.shape[1]]).sum(0),
+                grad.flatten(0, 1).mT @ x.flatten(0, 1),
+                (of_earlier.mT @ x[:, shift:]).sum(0),
+            )
+            grad_weight = torch.stack(taps).permute(1, 2, 0)
+        return grad_x, grad_weight, grad.sum((0, 1)) if of_bias else None, None, None
 
 
 class TemporalConv(nn.Conv1d):

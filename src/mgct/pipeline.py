@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.func import functional_call
 from tqdm import tqdm
 
 from mgct import samplers
@@ -562,8 +563,11 @@ class AVPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, self.unet.dtype
 
         def predict(video: Tensor, audio: Tensor, timestep: Tensor, shift: Any, *goal: Tensor) -> AVSample:
-            jump = {"target_timestep": goal[0]} if goal else {}
-            return self.unet(video, audio, timestep, window_shift=shift, **jump)
+            call_options: dict[str, Any] = {"window_shift": shift, **({"target_timestep": goal[0]} if goal else {})}
+            if torch.is_grad_enabled():  # guidance asks for the gradient of the clips, and for no other
+                weights = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
+                return functional_call(self.unet, weights, (video, audio, timestep), call_options)
+            return self.unet(video, audio, timestep, **call_options)
 
         graphed, place = Graphed(predict), 0
 

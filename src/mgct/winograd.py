@@ -200,7 +200,7 @@ class _Winograd(torch.autograd.Function):
     ) -> Tensor:
         """``axes`` of the convolution, the dimension cut into ``pieces``, and what makes the output, if not this."""
         ctx.save_for_backward(x, weight)
-        ctx.axes, ctx.pieces, ctx.has_bias = axes, pieces, bias is not None
+        ctx.axes, ctx.pieces = axes, pieces
         if plain is not None:
             return plain(x, weight, bias)
         products = _products(weight)
@@ -217,9 +217,10 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """Gradients of x, weight and bias, of which only those are worked out that somebody asks for."""
         x, weight = ctx.saved_tensors
         axes, pieces = ctx.axes, ctx.pieces
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         products = _products(weight)
         grad_x, grad_products = torch.empty_like(x), torch.zeros_like(products)
         size = _piece_size(x, weight, pieces)
@@ -228,9 +229,10 @@ class _Winograd(torch.autograd.Function):
             if len(axes) == 2:
                 h = _to_products(_transposed(SYNTHESIS), h, axes[1] + 1).flatten(0, 1)
             places, rows = h.shape[1:-1], h.flatten(1, -2)
-            tiles = _tiles(given, axes).flatten(1, -2)
-            grad_products.baddbmm_(rows.mT, tiles)
-            del tiles
+            if of_weight:
+                grad_products.baddbmm_(rows.mT, _tiles(given, axes).flatten(1, -2))
+            if not of_x:
+                continue
             h = (rows @ products).unflatten(1, places)
             if len(axes) == 2:
                 h = _from_products(_transposed(ANALYSIS), h.unflatten(0, (len(ANALYSIS), -1)), axes[1] + 1)
@@ -238,9 +240,9 @@ class _Winograd(torch.autograd.Function):
             for axis in axes:
                 h = h.narrow(axis, 1, h.shape[axis] - 2)
             made.copy_(h)
-        grad_weight = (grad_products.flatten(1).mT @ _taps(weight)).view(weight.shape)
-        grad_bias = grad.sum(tuple(range(grad.dim() - 1))) if ctx.has_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None
+        grad_weight = (grad_products.flatten(1).mT @ _taps(weight)).view(weight.shape) if of_weight else None
+        grad_bias = grad.sum(tuple(range(grad.dim() - 1))) if of_bias else None
+        return grad_x if of_x else None, grad_weight, grad_bias, None, None, None
 
 
 def _tiles(x: Tensor, axes: tuple[int, ...]) -> Tensor:
