@@ -542,7 +542,7 @@ def backward(module: Any, args: tuple[Any, ...]) -> None:
 
     leaves = [x.detach().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in args]
     out = module(*leaves)
-    outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x.requires_grad]
+    outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x is not None and x.requires_grad]
     torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
     module.zero_grad(set_to_none=True)
 

@@ -290,6 +290,24 @@ def test_three_taps_have_the_gradients_of_the_convolution(taps, rows, shift):
         torch.testing.assert_close(a, gradient)
 
 
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_biases_may_be_left_to_what_follows(frames, down):
+    """Output and all gradients: without the biases, and what is to be added then, as with them."""
+    torch.manual_seed(0)
+    convs = convolutions.VideoConv(6, 10, down).double(), convolutions.AudioConv(6, 10, 3, down).double()
+    inputs = torch.randn(2, frames, 4, 4, 6, dtype=torch.float64), torch.randn(2, 12, 6, dtype=torch.float64)
+    for conv, x in zip(convs, inputs, strict=True):
+        whole, rest = conv(x.requires_grad_())
+        assert rest is None
+        apart, rest = conv(x, False)
+        probe, leaves = torch.randn_like(whole), [x, *conv.parameters()]
+        torch.testing.assert_close(apart + rest, whole)
+        wanted = torch.autograd.grad(whole, leaves, probe)
+        for ours, exact in zip(torch.autograd.grad(apart + rest, leaves, probe), wanted, strict=True):
+            torch.testing.assert_close(ours, exact)
+
+
 @pytest.fixture
 def device():
     """A GPU, if there is one; else the CPU, where Triton's interpreter runs the kernels."""

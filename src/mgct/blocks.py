@@ -75,8 +75,8 @@ class ResidualPath(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
-        h, later = self.norm_in(x, activate=True), gpu.on_gpu(x)
-        h = self.norm_out(self.conv(h, not later), film, activate=True, offset=self.conv.bias if later else None)
+        h, offset = self.conv(self.norm_in(x, activate=True), not gpu.on_gpu(x))
+        h = self.norm_out(h, film, activate=True, offset=offset)
         return self.up(self.skip(self.down(x)) + self.project(self._drop(h)))
 
     def _drop(self, h: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ def zero_init(layer: nn.Linear | nn.Conv1d | nn.Conv3d) -> nn.Module:
 class SpatialConv(nn.Conv2d):
     """A 3×3 convolution of channels-last pictures."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(N, H, W, C_in) → (N, H, W, C_out)."""
-        return winograd.conv2d(x, self.weight, self.bias)
+        return winograd.conv2d(x, self.weight, self.bias if with_bias else None)
 
 
 Taps = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
@@ -119,17 +119,48 @@ class VideoConv(nn.Module):
         self.spatial = SpatialConv(in_channels, out_channels, 3, padding=1)
         self.temporal = TemporalConv(out_channels, out_channels, 3, padding=1)
 
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the last convolution."""
-        return self.temporal.bias
+    def forward(self, x: Tensor, with_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        """(B, F, H, W, C_in) → (B, F, H, W, C_out); with ``down``, (B, F, H/2, W/2, C_out).
 
-    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        """(B, F, H, W, C_in) → (B, F, H, W, C_out); with ``down``, (B, F, H/2, W/2, C_out)."""
-        h = self.spatial(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        Also what is still to be added to it, (C_out,), where the biases are left to what follows. The spatial one is
+        then not added between the convolutions; what the temporal one makes of it is the same in every frame, but that
+        the first and the last see no frame before or after them.
+        """
+        h = self.spatial(x.flatten(0, 1), with_bias).unflatten(0, x.shape[:2])
         if self.down:
             h = video_down(h)
-        return self.temporal(h.flatten(2, 3), with_bias).view(*h.shape[:4], -1)
+        size = h.shape[:4]
+        h = self.temporal(h.flatten(2, 3), with_bias)
+        if with_bias or self.spatial.bias is None or self.temporal.bias is None:
+            return h.view(*size, -1), None
+        with torch.autocast(x.device.type, enabled=False):
+            before, now, after = (self.temporal.weight.permute(2, 0, 1) @ self.spatial.bias).unbind()
+            offset = before + now + after + self.temporal.bias
+        return _LessAtTheEnds.apply(h, before, after).view(*size, -1), offset
+
+
+class _LessAtTheEnds(torch.autograd.Function):
+    """(B, F, P, C) less a vector (C,) in the first frame, and another in the last.
+
+    In place, so that the other frames cost nothing. Autograd is not told: it would copy the whole gradient. So nobody
+    may look at the input afterwards, and what made it must not have kept it, as a convolution has not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """The same memory."""
+        ctx.dtypes = first.dtype, last.dtype
+        out = x.detach()
+        out[:, 0].sub_(first)
+        out[:, -1].sub_(last)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of all three."""
+        first, last = ctx.dtypes
+        return grad, -grad[:, 0].sum((0, 1), dtype=first), -grad[:, -1].sum((0, 1), dtype=last)
 
 
 class AudioConv(nn.Module):
@@ -141,16 +172,11 @@ class AudioConv(nn.Module):
         self.conv = nn.Conv1d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
         self.dilation = dilation
 
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the convolution."""
-        return self.conv.bias
-
-    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        """(B, L, C_in) → (B, L, C_out); with ``down``, (B, L/4, C_out)."""
-        bias = self.bias if with_bias else None
+    def forward(self, x: Tensor, with_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        """(B, L, C_in) → (B, L, C_out); with ``down``, (B, L/4, C_out). Also what is still to be added, (C_out,)."""
+        bias, later = (self.conv.bias, None) if with_bias else (None, self.conv.bias)
         h = three_taps(taps_over_samples, x, self.conv.weight, bias, self.dilation)
-        return audio_down(h) if self.down else h
+        return audio_down(h) if self.down else h, later
 
 
 class VideoHead(nn.Module):

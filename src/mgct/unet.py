@@ -243,7 +243,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
 
         again = self.recompute and not self.gradient_checkpointing and not torch.compiler.is_compiling()
         with made_again(again):
-            video, audio = self.video_stem(video.permute(0, 1, 3, 4, 2)), self.audio_stem(audio.mT)
+            video, _ = self.video_stem(video.permute(0, 1, 3, 4, 2))
+            audio, _ = self.audio_stem(audio.mT)
             skips = [(video, audio)]
             for block in self.encoder:
                 video, audio = run(block, video, audio)
