@@ -53,7 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", RankDeficientWarning)  # of the same number on all sides, as said above
     protocol, source, world = get_protocol(options.protocol), open_source(options.clips), get_world(options.world)
-    extractor = Extractor([load_encoder(name, None, options.device) for name in protocol.encoders], protocol.clip, None)
+    encoders = [load_encoder(name, None, options.device) for name in protocol.encoders]
+    extractor = Extractor(encoders, protocol.clip, None, options.device)
 
     fake = features(extractor, source.read(choose(len(source), options.num, 0)), source.spec, protocol.batch_size)
     classes = len(world.classes)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -262,11 +263,18 @@ class Case:
         return step
 
     def sampling(self, steps: int) -> Callable[[], Any]:
-        """All network calls of ``batch`` clips, through the pipeline."""
+        """All network calls of the clips, batch by batch through the pipeline."""
         from mgct import AVPipeline
+        from mgct.pipeline import SamplingOptions
 
         pipe: Any = AVPipeline(self.module, self.clip)
-        return lambda: pipe(num_clips=self.batch, steps=steps, batch_size=self.batch, progress=False)
+        options = SamplingOptions(steps=steps, batch_size=self.batch, progress=False)
+
+        def run() -> None:
+            for _ in pipe.stream(range(self.spec["clips"]), options):
+                pass
+
+        return run
 
     def launched(self) -> Callable[[], Any]:
         """What is timed, without a graph."""
@@ -382,8 +390,10 @@ def compared(
     spec: dict[str, Any], repeats: int, runs: dict[str, list[dict[str, float]]], facts: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     """Figures of each side, and how many times slower than ours the others are."""
-    result: dict[str, Any] = {key: spec[key] for key in ("task", "config", "device", "precision", "compile", "graph")}
-    result.update(batch=spec["batch"], threads=spec["threads"], repeats=repeats)
+    result: dict[str, Any] = {
+        key: spec[key] for key in ("task", "config", "batch", "clips", "device", "precision", "compile", "graph")
+    }
+    result.update(threads=spec["threads"], repeats=repeats)
     for name in runs:
         result[name] = summary(facts[name], runs[name], spec)
     for name in list(runs)[1:]:
@@ -444,7 +454,7 @@ def summary(facts: dict[str, float], runs: list[dict[str, float]], spec: dict[st
         "wall_s": median,
         "wall_s_quartiles": [low, high],
         "cpu_s": cpu,
-        "clips_per_s": spec["batch"] / median,
+        "clips_per_s": spec["clips"] / median,
         **facts,
     }
     if facts["flops"]:
@@ -667,6 +677,12 @@ def describe_machine(device: str) -> dict[str, Any]:
 HEAD = "| task | config | batch | precision | ms (quartiles) | CPU s | clips/s | TFLOP/s | of matrix rate | of memory rate | peak GiB |"
 
 
+def clips_words(result: dict[str, Any]) -> str:
+    """The batch; behind the number of clips, if that is another."""
+    clips, batch = result["clips"], result["batch"]
+    return str(batch) if clips == batch else f"{clips} by {batch}"
+
+
 def row_of(result: dict[str, Any], name: str) -> str:
     """One line of the table."""
     side = result[name]
@@ -677,7 +693,7 @@ def row_of(result: dict[str, Any], name: str) -> str:
     task = result["task"] + (f" ({name})" if name != "ours" else "") + (" compiled" if result["compile"] else "")
     task += " replayed" if result["graph"] and name == "ours" else ""
     cells = [
-        task, result["config"], str(result["batch"]), result["precision"],
+        task, result["config"], clips_words(result), result["precision"],
         f"{1e3 * side['wall_s']:.0f} ({low:.0f}-{high:.0f})", f"{side['cpu_s']:.2f}", f"{side['clips_per_s']:.2f}",
         *shares, f"{side['peak_bytes'] / 2**30:.2f}",
     ]  # fmt: skip
@@ -709,6 +725,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", nargs="+", default=["micro", "small"], help="names in configs/, or YAML files")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. model.model_channels=32")
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--clips", nargs="+", type=int, help="of one run of sampling, made in batches; else one batch")
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=["fp32"])
     parser.add_argument("--compile", nargs="?", const="default", help="also compiled; a mode of torch.compile")
     parser.add_argument("--graph", action="store_true", help="on a GPU: our passes are CUDA graphs")
@@ -753,9 +770,12 @@ def main(arguments: list[str] | None = None) -> None:
                 settings["model"].update(cross_attention_shift=False, middle_cross_attention=windows == [1, 4, 8])
             for precision in options.precision:
                 for mode in dict.fromkeys([None, options.compile]):
-                    for batch in options.batch:
+                    sizes = itertools.product(
+                        options.batch, options.clips if options.clips and task.startswith("sample") else [None]
+                    )
+                    for batch, clips in sizes:
                         spec = {
-                            **settings, "task": task, "config": config, "batch": batch, "precision": precision,
+                            **settings, "task": task, "config": config, "batch": batch, "clips": clips or batch, "precision": precision,
                             "compile": mode, "graph": options.graph, "device": options.device, "threads": options.threads, "other": None,
                             "warmup": options.warmup, "repeats": options.repeats, "checkpointing": options.checkpointing,
                             "recompute": options.recompute,

@@ -93,6 +93,14 @@ def test_another_precision_rounds_and_is_not_mixed_in(model, tmp_path):
         sample(str(model), tmp_path / "fp32", precision="bf16", **how)
 
 
+def test_what_cannot_be_made_claims_no_folder(model, tmp_path):
+    pipe, out = AVPipeline.from_pretrained(model), tmp_path / "out"
+    for bad in ({"start_timestep": 5}, {"start_timestep": 1000}, {"sampler": "map"}):
+        with pytest.raises(UserError):
+            sample_to_folder(pipe, out, 1, SamplingOptions(**{"steps": 8, "progress": False, **bad}))
+        assert not out.exists()
+
+
 def test_what_was_left_half_written_is_removed_where_it_is_one_s_own(model, tmp_path):
     pipe = AVPipeline.from_pretrained(model)
     halves = [tmp_path / name for name in (".clip_000001.mp4.77.tmp", ".clip_000002.mp4.77.tmp", ".notes")]

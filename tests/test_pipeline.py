@@ -319,6 +319,15 @@ def test_windows_cover_every_frame_and_agree_with_a_network_that_needs_no_contex
         torch.testing.assert_close(out.audio, expected.audio)
 
 
+@pytest.mark.parametrize(("fps", "rate"), [(10, 11025), (30, 11025), (23.976, 44100), (29.97, 16000)])
+def test_windows_cover_a_sound_whose_frames_have_no_whole_number_of_samples(fps, rate):
+    clip = ClipSpec(frames=16, fps=fps, size=8, sample_rate_hz=rate)
+    for frames in range(17, 60):
+        clips = AVSample(video=torch.ones(1, frames, 1, 1, 1), audio=torch.ones(1, 1, round(frames / fps * rate)))
+        out = windowed(lambda clips, _: clips, clip, frames)(clips, Point(10.0, 0.9, 0.4))
+        torch.testing.assert_close(out.audio, clips.audio)
+
+
 def test_windows_that_disagree_are_cross_faded_without_a_step():
     """Each window predicts its own constant; the blend must pass from one to the next in small steps."""
     clip = ClipSpec(frames=16, fps=10, size=8, sample_rate_hz=1600)

@@ -145,6 +145,30 @@ def test_a_glob_of_the_shards_is_the_folder(prepared):
         assert_same(a, b)
 
 
+def test_names_in_a_tar_may_have_folders_with_dots(prepared, tmp_path):
+    """As `tar -C folder .` makes them."""
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        for path in sorted(prepared.glob("train/*.tar")):
+            with tarfile.open(path) as shard:
+                for member in shard:
+                    content = shard.extractfile(member).read()
+                    member.name = f"./v1.0/{member.name}"
+                    tar.addfile(member, io.BytesIO(content))
+    for a, b in zip(take(9, prepared), take(9, str(tmp_path / "other.tar")), strict=True):
+        assert torch.equal(a.clips.video, b.clips.video)
+        assert [f"./v1.0/{key}" for key in a.keys] == b.keys
+
+
+def test_half_a_clip_is_named(prepared, tmp_path):
+    with tarfile.open(sorted(prepared.glob("train/*.tar"))[0]) as shard, tarfile.open(tmp_path / "x.tar", "w") as tar:
+        missing = next(name for name in shard.getnames() if name.endswith(".npy"))
+        for member in shard:
+            if member.name != missing:
+                tar.addfile(member, io.BytesIO(shard.extractfile(member).read()))
+    with pytest.raises(UserError, match=f"has no {missing}; a clip is both"):
+        make_loader(str(tmp_path / "x.tar"), STORED, batch_size=1)
+
+
 def test_half_of_the_clips_are_mirrored_and_by_position(prepared):
     batches = take(100, prepared)
     dark_left = torch.cat([batch.clips.video[:, 0, 0, 0, 0] < batch.clips.video[:, 0, 0, 0, 7] for batch in batches])
@@ -388,6 +412,8 @@ def test_an_empty_split_and_a_wrong_one_are_named(prepared):
         make_loader(str(prepared), STORED, batch_size=1, split="test")
     with pytest.raises(UserError, match="no split 'validation': choose one of train, test"):
         make_loader(str(prepared), STORED, batch_size=1, split="validation")
+    with pytest.raises(UserError, match="no split 'validation': choose one of train, test"):
+        make_loader("world:dance", STORED, batch_size=1, split="validation")
 
 
 def test_an_endless_world_cannot_be_read_to_its_end():

@@ -1,7 +1,9 @@
 """The training loop: exact resume, the transfer, stopping, divergence, several processes."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +14,18 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
 from mgct.data.shards import ClipBatch
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
+from mgct.losses import FlowMap, PseudoHuber
 from mgct.noise import NoiseSchedule
-from mgct.stages import MGCT, Consistency, LearnedUncertainty, TeacherDirection, Transfer
+from mgct.stages import MGCT, Consistency, LearnedUncertainty, TargetDecay, TeacherDirection, Transfer
 from mgct.trainer import Trainer, TrainSettings
 from mgct.types import AVSample
+from mgct.upsampler_trainer import UpsamplerTraining
 from tests.test_unet import TINY, randomised
 
 TRANSFER_STEP = 4
@@ -315,11 +319,43 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"steps": 0}, "train.steps must be positive"), ({"ema_decay": 1.0}, "ema_decay")]
+    ("kind", "settings", "message"),
+    [
+        (TrainSettings, {"steps": 0}, "train.steps must be positive"),
+        (TrainSettings, {"max_grad_norm": 0}, "train.max_grad_norm must be positive"),
+        (TrainSettings, {"warmup_steps": -5}, "train.warmup_steps may not be negative"),
+        (TrainSettings, {"ema_decay": 1.0}, "ema_decay"),
+        (UpsamplerTraining, {"max_grad_norm": -1}, "train.max_grad_norm must be positive"),
+        (TargetDecay, {"value": 1.5}, r"must lie in \[0, 1\)"),
+        (PseudoHuber, {"c": 0.0}, "c must be positive"),
+        (FlowMap, {"clean": -0.1}, r"clean must lie in \[0, 1\]"),
+    ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_impossible_settings_are_refused(kind, settings, message):
     with pytest.raises(UserError, match=message):
-        TrainSettings(**settings)
+        kind(**settings)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_logged_losses_are_means_over_the_clips_that_have_them(tmp_path, share):
+    one = trainer(tmp_path)
+    one.objective.consistency = dataclasses.replace(one.objective.consistency, share=share)
+    one.objective.start_stage_2(one.unet, 0)
+    result = one._loss(next(batches(0)), slice(None), [0] * one.unet.num_shifted_blocks)
+    assert len(result.logs["loss_cm"]) == 4 * share
+    for name, (total, count) in one._log_values(result).items():
+        if name in result.logs:
+            assert float(total / count) == pytest.approx(float(result.logs[name].detach().mean()), rel=1e-6)
+
+
+def test_a_run_goes_on_with_the_networks_it_had_or_not_at_all(undisturbed, tmp_path):
+    path = read_checkpoint(undisturbed).path
+    copies = [shutil.copytree(path, tmp_path / name / "checkpoints" / path.name) for name in ("untaught", "balanced")]
+    (copies[0] / "teacher.safetensors").unlink()
+    save_file({"cm_audio": torch.zeros(())}, copies[1] / "learned.safetensors")
+    for copy, message in zip(copies, ("the checkpoint has no teacher network", "balance learned other"), strict=True):
+        with pytest.raises(UserError, match=message):
+            trainer(tmp_path / "run").load(read_checkpoint(copy.parents[1]))
 
 
 def write_config(path: Path, **train) -> Path:

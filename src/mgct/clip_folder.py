@@ -155,18 +155,19 @@ def sample_to_folder(
         raise UserError(f"num_clips must be at least 1, got {num_clips}")
     if given is not None and (len(given.start.video), len(given.start.audio)) != (1, 1):
         raise UserError("sampling into a folder takes one given clip, the same for all")
+    size = 1 if format == "mp4" else shard_size
+    files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
+    missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
+    indices = [index for file in missing for index in file]
+    batches = pipe.stream(indices, options, seconds=seconds, given=given)  # what cannot be made claims no folder
     folder.mkdir(parents=True, exist_ok=True)
     clip = replace(pipe.clip, size=finished_size or pipe.clip.size)
     record = _record(pipe, options, num_clips, format, seconds, given, shard_size)
     _claim_folder(folder, {**record, "clip": asdict(clip), **(facts or {})})
-    size = 1 if format == "mp4" else shard_size
-    files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
-    missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
     _remove_halves(folder, {_file_name(file, format) for file in missing})
     started = time.monotonic()
     pending: list[AVSample] = []
-    indices = [index for file in missing for index in file]
-    for batch, clips in pipe.stream(indices, options, seconds=seconds, given=given):
+    for batch, clips in batches:
         pending.append(finish(clips, batch) if finish is not None else clips)
         while missing and sum(len(part.video) for part in pending) >= len(missing[0]):
             done, pending = _split(concatenate(pending), len(missing[0]))

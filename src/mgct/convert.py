@@ -83,7 +83,7 @@ def _children(block: Module) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def reference_names(unet: MultimodalUNet) -> dict[str, str]:
-    """Our key → MM-Diffusion's key, for every entry of the network's state_dict."""
+    """Our key → MM-Diffusion's key, for every entry of the network's state_dict but its second time input's."""
     prefixes = dict(TOP_NAMES)
     for ours, theirs, offset in (("encoder", "input_blocks", 1), ("decoder", "output_blocks", 0)):
         for index, block in enumerate(getattr(unet, ours)):
@@ -97,6 +97,8 @@ def reference_names(unet: MultimodalUNet) -> dict[str, str]:
         prefixes.update({f"{ours}.{name}": f"middle_blocks.{place}.{theirs}" for name, theirs in names.items()})
     keys = {}
     for key in unet.state_dict():
+        if key.startswith("target_"):
+            continue
         prefix, _, leaf = key.rpartition(".")
         keys[key] = f"{prefixes[prefix]}.{leaf}"
     return keys
@@ -139,7 +141,7 @@ def mm_diffusion_flags(unet: MultimodalUNet) -> dict[str, str]:
 
 
 def to_mm_diffusion(unet: MultimodalUNet) -> dict[str, Tensor]:
-    """The network's weights under MM-Diffusion's names and shapes.
+    """The network's weights under MM-Diffusion's names and shapes; a second time input is left out.
 
     Whether its code can use them is what `mm_diffusion_flags` says.
     """
@@ -191,5 +193,6 @@ def load_mm_diffusion(unet: MultimodalUNet, source: str | Path | Mapping[str, Te
     ]
     if problems:
         raise UserError("the checkpoint does not fit this network: " + "; ".join(problems))
-    unet.load_state_dict({ours: state[theirs].reshape(own[ours].shape) for ours, theirs in names.items()})
+    weights = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in names.items()}
+    unet.load_state_dict(unet.with_target_time(weights))
     return unet

@@ -15,7 +15,7 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -27,6 +27,12 @@ from mgct.unet import MultimodalUNet, UNetBlock
 Precision = Literal["auto", "fp32", "bf16"]
 Network = Any
 """A `MultimodalUNet`: diffusers does not tell type checkers that its models are modules."""
+
+
+def start_processes() -> PartialState:
+    """The processes that accelerate or torchrun started, or this one. Without a GPU they talk through gloo."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=several and not torch.accelerator.is_available())
 
 
 def make_accelerator(precision: Precision) -> Accelerator:

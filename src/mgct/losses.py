@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mgct.errors import UserError
 from mgct.graphs import unless_recording
 from mgct.noise import NoiseLevel, NoiseSchedule, add_noise, consistency_function, ddim_step
 from mgct.types import AVSample
@@ -86,6 +87,10 @@ class PseudoHuber(Distance):
     """
 
     c: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise UserError(f"PseudoHuber: c must be positive, got {self.c}")
 
     def __call__(self, ours: Tensor, target: Tensor) -> Tensor:
         """Cost of each element."""
@@ -221,6 +226,10 @@ class FlowMap(Jump):
 
     needs_target_time: ClassVar[bool] = True
     clean: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clean <= 1:
+            raise UserError(f"FlowMap: clean must lie in [0, 1], got {self.clean}")
 
     def goal(self, grid: Tensor, index: Tensor, uniform: Tensor) -> Tensor:
         """A grid point up to the lower level."""

@@ -49,7 +49,7 @@ class MonitorSettings:
         sample_batch_size: clips sampled at once by a process.
         reference: real clips for loudness, motion and metric: a source that ends, as ``mgct evaluate`` takes it; empty:
             the data's own test split, or its training clips where that is too small.
-        log_to: tensorboard, wandb, both or none.
+        log_to: [tensorboard], [wandb], both, or [] for none.
     """
 
     noise_bands: int = 4

@@ -142,7 +142,8 @@ class AVPipeline(DiffusionPipeline):
     """Generates video with its sound.
 
     Clip k of seed s is a function of the model, the sampler, (s, k) and the kind of device: it does not depend on how
-    many clips are made, in which order, in what batches, or by how many processes. Noise is drawn on the CPU; the
+    many clips are made, in which order, in what batches, or by how many processes. The noise at the start is drawn on
+    the CPU; the
     shifts of the attention windows are drawn from (s, timestep), the same for all clips.
 
     Args:
@@ -418,6 +419,7 @@ class AVPipeline(DiffusionPipeline):
         network = self._network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
+        self._schedule(options)
         if isinstance(options.sampler, str):
             self._check_sampler(options)
             samplers.warn_if_not_recommended(self.config.recommended, options.sampler, self.calls(options))
@@ -631,7 +633,8 @@ def windowed(network: Network, clip: ClipSpec, frames: int) -> Network:
     """
     windows = math.ceil((frames - clip.frames) / max(clip.frames // 2, 1)) + 1
     starts = [round(i * (frames - clip.frames) / (windows - 1)) for i in range(windows)]
-    sample_starts = [_samples_at(start, clip) for start in starts]
+    last = _samples_at(frames, clip) - clip.audio_samples  # three roundings: the last window still ends with the sound
+    sample_starts = [*(min(_samples_at(start, clip), last) for start in starts[:-1]), last]
 
     def ramp(length: int, like: Tensor) -> Tensor:
         rising = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)

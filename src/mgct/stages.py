@@ -184,6 +184,10 @@ class TargetDecay:
     value: float = 0.95
     warmup: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < 1:
+            raise UserError(f"consistency.decay: value must lie in [0, 1), got {self.value}")
+
     def __call__(self, updates: int) -> float:
         """μ(k)."""
         return min(self.value, (1 + updates) / (10 + updates)) if self.warmup else self.value
@@ -440,6 +444,10 @@ class MGCT:
         if state["stage"] == 2:
             self.start_stage_2(model, state["transfer_step"])
             for name, network in self.networks().items():
+                if name not in weights:
+                    raise UserError(
+                        f"the checkpoint has no {name} network; resume with the consistency settings it had"
+                    )
                 network.load_state_dict(weights[name])
         for name, value in state.items():
             setattr(self, name, value)

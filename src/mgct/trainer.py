@@ -57,7 +57,8 @@ class TrainSettings:
     Args:
         steps: optimiser steps in all, both stages together.
         batch_size: clips per step over all processes.
-        micro_batch_size: clips per forward call of a process; None: its whole share at once. Less memory, same result.
+        micro_batch_size: clips per forward call of a process; None: its whole share at once. Less memory, same
+            result; but of each the consistency loss sees at least one clip (``consistency.share``, rounded up).
         learning_rate: of AdamW, constant after the warm-up.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         weight_decay: of AdamW.
@@ -103,9 +104,13 @@ class TrainSettings:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*counts, "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "num_workers"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"train.{name} may not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
@@ -304,10 +309,10 @@ class Trainer:
         return alone and not (in_parts or same_masks or settings.compile or settings.gradient_checkpointing)
 
     def _log_values(self, result: ClipLoss) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name → (sum over the clips, how many) of the loss and what the objective logs."""
-        count = torch.full((), float(len(result.loss)), device=self.device)
+        """Name → (sum over the clips that have it, how many) of the loss and what the objective logs."""
         named = {"loss": result.loss, **result.logs}
-        values = {name: (value.detach().sum(), count) for name, value in named.items()}
+        counts = {n: torch.full((), float(n), device=self.device) for n in {len(value) for value in named.values()}}
+        values = {name: (value.detach().sum(), counts[len(value)]) for name, value in named.items()}
         if self.watch.noise_bands and result.timestep is not None:
             parts = {name: result.logs[name] for name in ("loss_mm_video", "loss_mm_audio")}
             total = self.objective.schedule.num_timesteps
@@ -447,7 +452,10 @@ class Trainer:
         self.unet.load_state_dict(placed_like(checkpoint.tensors("model"), parameters))
         self.ema.load_state_dict(placed_like(checkpoint.tensors("ema"), parameters))
         if checkpoint.has("learned"):
-            self.learned.load_state_dict(checkpoint.tensors("learned"))
+            learned = checkpoint.tensors("learned")
+            if learned.keys() != self.learned.state_dict().keys():
+                raise UserError("the checkpoint's balance learned other weights than this one has; resume with its own")
+            self.learned.load_state_dict(learned)
         if checkpoint.has("optimizer"):
             self._load_optimizer(checkpoint.tensors("optimizer"))
         state = checkpoint.state

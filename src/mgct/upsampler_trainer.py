@@ -74,9 +74,20 @@ class UpsamplerTraining:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_grad_norm",
+        ):
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps"):
+            if not getattr(self, name, 0) >= 0:
+                raise UserError(f"train.{name} may not be negative, got {getattr(self, name)}")
         for name, low, high in (("ema_decay", 0, 1), ("final_rate_share", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"train.{name} must lie in [{low}, {high}], got {getattr(self, name)}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mgct.commands.plot import clip_of
+from mgct.errors import UserError
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
-from mgct.metrics.protocols import get_protocol
+from mgct.metrics.protocols import AS_GIVEN, get_protocol
 from mgct.metrics.sources import open_source
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
@@ -33,7 +34,7 @@ def evaluate_clips(
         real: a folder of videos or of lossless samples, a prepared folder, or world:NAME:COUNT.
         fake: the clips to judge, likewise.
         protocol: compact, open, vggish, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
-        out: where to write the card (.json and .md); into the folder of the clips to judge if not given.
+        out: where to write the card (.json and .md); if not given, into the folder of the clips to judge.
         num: clips a side; the protocol's if not given.
         clip: how to read folders of videos; found out if not given, where the folder says.
         split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
@@ -43,7 +44,13 @@ def evaluate_clips(
         device: where the encoders run.
         weights: encoder → file, instead of the cached or bundled weights.
     """
-    split = split or get_protocol(protocol).split
+    if split is None:
+        split = get_protocol(protocol).split
+        split = "test" if split == AS_GIVEN else split
+    if out is None and not Path(fake).is_dir():
+        raise UserError(
+            f"{fake} is no folder, so say with --out where the card shall be: --out NAME makes NAME.json and NAME.md"
+        )
     spec = clip or clip_of(fake) or clip_of(real)
     card = evaluate(
         open_source(real, spec, split),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from accelerate import PartialState
 
 from mgct.commands.sample import find_pipeline
 from mgct.errors import UserError
+from mgct.layout import start_processes
 from mgct.reproduce.paper import FigureName, PaperData, TableName, parse_extra
 from mgct.reproduce.run import reproduce_figure, reproduce_table, sample_table
 from mgct.reproduce.study import Settings, Study
@@ -88,7 +88,7 @@ def reproduce(
         weights: encoder → file, instead of the cached or bundled weights.
         time: time the rows of a table anew, in turns: on a machine that other programs use too.
     """
-    state = PartialState()
+    state = start_processes()
     main = state.is_main_process
     settings = Settings(protocol, num, seed, draws, batch_size, split, clip, workers, device, weights or {}, True, main)
     study = Study(read_models(models), out, settings, state.device)
@@ -108,6 +108,7 @@ def reproduce(
             study, table, data, calls=calls, extra=extra, rank=state.process_index, world_size=state.num_processes
         )
         state.wait_for_everyone()
+        state.destroy_process_group()  # its threads may not outlive the interpreter
     if not main:
         return
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import AudioReader, MediaError, VideoReader
 from mgct.errors import UserError
+from mgct.layout import start_processes
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
 from mgct.samplers import DEFAULT
@@ -133,12 +132,6 @@ def sample(
 
 
 sample.when_alone = ["landscape", "clips"]  # type: ignore[attr-defined]
-
-
-def start_processes() -> PartialState:
-    """The processes that accelerate or torchrun started, or this one. Without a GPU they talk through gloo."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return PartialState(cpu=several and not torch.accelerator.is_available())
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,15 @@ _DENOISER: dict[str, Sequence[int]] = {
     "sde-dpm-solver++": [4, 100],
     "ddpm": [100, 1000],
     "ddim": [25, 1000],
-    "dpm-solver": [12, 50],
-    "dpm-solver++": [8, 50],
-    "unipc": [8, 50],
+    "dpm-solver": [9, 50],
+    "dpm-solver++": [6, 50],
+    "unipc": [6, 50],
 }
 RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
     1: _DENOISER,
     2: {
         **_DENOISER,
         "ddim": [12, 1000],
-        "dpm-solver": [9, 50],
         "dpm-solver++": [4, 50],
         "unipc": [4, 50],
         "consistency": [1, 8],
@@ -99,6 +98,8 @@ def train(
     checkpoint = read_checkpoint(out) if resume else None
     if checkpoint is not None:
         _check_same_model(checkpoint.state["config"], model, clip, out)
+        if checkpoint.state["seed"] != train.seed:
+            raise UserError(f"{out} was trained with train.seed {checkpoint.state['seed']}; resume with the same")
 
     start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))

@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, read_clip
-from mgct.data.prepare import read_index
+from mgct.data.prepare import SPLITS, read_index
 from mgct.errors import UserError
 from mgct.gpu import send
 from mgct.noise import derive_seed
@@ -236,6 +236,8 @@ class _WorldClips:
         _, name, *rest = source.split(":")
         if len(rest) > 1 or (rest and not (rest[0].isdecimal() and int(rest[0]) > 0)):
             raise UserError(f"{source!r} is no world: write world:NAME or world:NAME:COUNT, as in world:landscape:2048")
+        if split not in SPLITS:
+            raise UserError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
         base = 0 if rest else seed
         drawn_from = base if split == "train" else derive_seed("world split", base, split)
         return cls(name, int(rest[0]) if rest else _ENDLESS, clip, drawn_from)
@@ -354,9 +356,10 @@ def _scanned_tars(paths: Sequence[Path], clip: ClipSpec) -> _StoredClips:
     places: list[list[int]] = []
     for number, path in enumerate(paths):
         for key, members in _members(path).items():
-            if len(members) == 2:
-                keys.append(key)
-                places.append([number, *members["audio.npy"], *members["video.npy"]])
+            if lone := {"audio.npy", "video.npy"} - members.keys():
+                raise UserError(f"{path}: {key} has no {key}.{lone.pop()}; a clip is both")
+            keys.append(key)
+            places.append([number, *members["audio.npy"], *members["video.npy"]])
     if not keys:
         raise UserError(
             f"no clips in {paths[0]}{' …' if len(paths) > 1 else ''}: members KEY.video.npy and KEY.audio.npy"
@@ -374,7 +377,9 @@ def _members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, kind = member.name.partition(".")
+                folder, slash, name = member.name.rpartition("/")
+                name, _, kind = name.partition(".")
+                key = folder + slash + name
                 if member.isreg() and kind in ("audio.npy", "video.npy"):
                     if member.offset_data + member.size > size:
                         raise UserError(f"{path} is cut short: copy it again")

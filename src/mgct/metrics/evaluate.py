@@ -83,10 +83,14 @@ class Extractor:
         encoders: to run on each batch.
         clip: what clips are brought to first; None: nothing.
         cache: folder for features; None: none are kept.
+        device: where the encoders are; features of another kind of device differ by rounding.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], clip: ClipSpec | None, cache: Path | None) -> None:
+    def __init__(
+        self, encoders: Sequence[Encoder], clip: ClipSpec | None, cache: Path | None, device: torch.device | str
+    ) -> None:
         self.encoders, self.clip, self.cache = list(encoders), clip, cache
+        self.device_type = torch.device(device).type
 
     def __call__(self, clips: AVSample, spec: ClipSpec) -> BatchFeatures:
         """Features, curves and hashes of a batch of stored clips."""
@@ -104,7 +108,8 @@ class Extractor:
     def _features(self, encoder: Encoder, clips: AVSample, spec: ClipSpec, content: Sequence[str]) -> Tensor:
         if self.cache is None:
             return encoder(clips, spec)
-        setting = repr((FEATURES_VERSION, encoder.name, encoder.weights_sha256, self.clip, tuple(content)))
+        made_by = (FEATURES_VERSION, encoder.name, encoder.weights_sha256, self.device_type)
+        setting = repr((*made_by, self.clip, tuple(content)))
         key = _digest(setting.encode())
         path = self.cache / encoder.name / key[:2] / f"{key}.safetensors"
         if path.is_file():
@@ -133,7 +138,7 @@ class _Plan:
     def extractor(self) -> Extractor:
         given = dict(self.weights)
         loaded = [load_encoder(name, given.get(name), self.device) for name in self.encoders]
-        return Extractor(loaded, self.clip, self.cache)
+        return Extractor(loaded, self.clip, self.cache, self.device)
 
 
 _worker: tuple[Sequence[ClipSource], Extractor] | None = None

@@ -51,6 +51,10 @@ class Metric:
     scale: float = 1.0
 
 
+AS_GIVEN = "as given"
+"""The split of a protocol that prescribes none."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What a set of numbers is measured by.
@@ -61,7 +65,7 @@ class Protocol:
         metrics: the numbers.
         num: clips on each side, unless asked otherwise.
         clip: frames, rate and size of every clip measured, and the sample rate at which files are read; None: as given.
-        split: which real clips belong on the real side.
+        split: which real clips belong on the real side; `AS_GIVEN`: any that the models have not seen.
         batch_size: clips an encoder sees at once; matters where its features depend on the batch.
     """
 
@@ -125,7 +129,7 @@ PROTOCOLS: dict[str, Protocol] = {
             (_FVD, _KVD, Metric("FAD-SoundNet", "soundnet", FRECHET)),
             2048,
             ClipSpec(frames=16, fps=10.0, size=64, sample_rate_hz=22050),
-            "as given",
+            AS_GIVEN,
         ),
         Protocol(
             "vggish",
@@ -133,7 +137,7 @@ PROTOCOLS: dict[str, Protocol] = {
             (_FVD, _KVD, Metric("FAD-VGGish", "vggish", FRECHET)),
             2048,
             ClipSpec(frames=16, fps=10.0, size=64, sample_rate_hz=16000),
-            "as given",
+            AS_GIVEN,
         ),
         Protocol(
             "compact",
@@ -146,7 +150,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ),
             2048,
             None,
-            "as given",
+            AS_GIVEN,
             32,
         ),
     )
