@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,29 @@ def test_what_cannot_be_made_claims_no_folder(model, tmp_path):
         with pytest.raises(UserError):
             sample_to_folder(pipe, out, 1, SamplingOptions(**{"steps": 8, "progress": False, **bad}))
         assert not out.exists()
+
+
+@pytest.mark.parametrize("record", ["{", "[]"])
+def test_a_damaged_record_is_named(model, tmp_path, record):
+    (tmp_path / "sampling.json").write_text(record)
+    with pytest.raises(UserError, match=r"sampling\.json is damaged"):
+        sample_to_folder(AVPipeline.from_pretrained(model), tmp_path, 1, SamplingOptions(steps=8, progress=False))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model_index.json", "{"),
+        ("model_index.json", "[1]"),
+        ("unet/config.json", "x"),
+        ("unet/diffusion_pytorch_model.safetensors", ""),
+    ],
+)
+def test_a_damaged_model_is_named(model, tmp_path, file, content):
+    copy = shutil.copytree(model, tmp_path / "model")
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match="model cannot be loaded as a saved pipeline"):
+        AVPipeline.from_pretrained(copy)
 
 
 def test_what_was_left_half_written_is_removed_where_it_is_one_s_own(model, tmp_path):

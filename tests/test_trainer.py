@@ -325,6 +325,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         (TrainSettings, {"max_grad_norm": 0}, "train.max_grad_norm must be positive"),
         (TrainSettings, {"warmup_steps": -5}, "train.warmup_steps may not be negative"),
         (TrainSettings, {"ema_decay": 1.0}, "ema_decay"),
+        (TrainSettings, {"learning_rate": float("inf")}, "train.learning_rate must be finite"),
+        (Transfer, {"delta": float("nan")}, "transfer.delta must be positive"),
         (UpsamplerTraining, {"max_grad_norm": -1}, "train.max_grad_norm must be positive"),
         (TargetDecay, {"value": 1.5}, r"must lie in \[0, 1\)"),
         (PseudoHuber, {"c": 0.0}, "c must be positive"),
@@ -356,6 +358,24 @@ def test_a_run_goes_on_with_the_networks_it_had_or_not_at_all(undisturbed, tmp_p
     for copy, message in zip(copies, ("the checkpoint has no teacher network", "balance learned other"), strict=True):
         with pytest.raises(UserError, match=message):
             trainer(tmp_path / "run").load(read_checkpoint(copy.parents[1]))
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"step": "4"}'])
+def test_a_damaged_state_is_named(tmp_path, state):
+    path = write_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(2)}}, {}, keep=1)
+    (path / "state.json").write_text(state)
+    with pytest.raises(UserError, match=r"state\.json: cannot be read \(it does not say the step\)"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_damaged_row_of_the_log_is_named_and_an_unfinished_one_left_out(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    for damaged in ('{"step": 1}\n{"st\n{"step": 3}\n', "[1]\n", '{"loss": 1}\n'):
+        log.write_text(damaged)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: line \d is damaged"):
+            read_metrics(tmp_path)
 
 
 def write_config(path: Path, **train) -> Path:

@@ -170,6 +170,15 @@ def test_paper_network_has_the_reference_s_keys_shapes_and_zeros(paper_manifest)
     assert all(torch.equal(again[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_heads": 0}, {"model_channels": -8}, {"channel_mult": ()}, {"dropout": 1.5}, {"norm_num_groups": 0}],
+)
+def test_impossible_networks_are_refused(setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        MultimodalUNet(**setting)
+
+
 def test_loading_names_every_bad_key(unet_small_weights):
     state = dict(unet_small_weights)
     state["stranger"] = torch.zeros(1)

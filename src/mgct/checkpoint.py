@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mgct.errors import UserError
+from mgct.files import write_whole
 
 STATE_FILE = "state.json"
 
@@ -80,11 +82,10 @@ def write_checkpoint(
         (draft / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
         for path in [*draft.iterdir(), draft]:
             _sync(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({error.strerror}); earlier ones are whole"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole") from error
     if final.exists():
         _remove(final)
     draft.rename(final)
@@ -127,9 +128,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise UserError(f"{path}: no checkpoint there; give a run folder that has been trained")
         path = found[-1]
     try:
-        return Checkpoint(path, json.loads((path / STATE_FILE).read_text()))
+        state = json.loads((path / STATE_FILE).read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise ValueError("it does not say the step")
     except (OSError, ValueError) as error:
         raise UserError(f"{path / STATE_FILE}: cannot be read ({error}); resume from another checkpoint") from error
+    return Checkpoint(path, state)
 
 
 def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,19 +164,28 @@ def load_optimizer_tensors(
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of ``RUN/metrics.jsonl``, oldest first; an unfinished last line is left out."""
+    """The rows of ``RUN/metrics.jsonl``, oldest first; an unfinished last line is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     path = run / "metrics.jsonl"
+    text = path.read_bytes() if path.is_file() else b""
+    *lines, last = text.split(b"\n")
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError) as error:
+            if line is last:
+                break
+            raise UserError(f"{path}: line {number} is damaged; take it out to go on without it") from error
     return rows
 
 
 def write_metrics(run: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace ``RUN/metrics.jsonl`` by these rows."""
-    draft = run / ".metrics.jsonl.draft"
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draft.replace(run / "metrics.jsonl")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_whole(run / "metrics.jsonl", lambda draft: draft.write_text(text))

@@ -80,13 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join([f"mgct {__version__}", *(f"{name} {version}" for name, version in versions().items())]))
         return 0
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"mgct: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except (OSError, UnicodeError) as error:  # a folder or file that is not what it should be
+        kind = "a file that is not text in UTF-8: " if isinstance(error, UnicodeError) else ""
+        print(f"mgct: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        _drop_output()
+        return 2
     except KeyboardInterrupt:
         print("mgct: interrupted", file=sys.stderr)
         return 130
@@ -108,6 +115,11 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
     mallopt(top_pad, 2**26)
+
+
+def _drop_output() -> None:
+    """Have what is still to be printed go nowhere, or Python would fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: list[str]) -> int:

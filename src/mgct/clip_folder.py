@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgct.errors import UserError
+from mgct.files import write_whole
 from mgct.pipeline import AVPipeline, Given, SamplingOptions
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise, quantise
 
@@ -50,7 +50,7 @@ def save_clips(
         path = folder / _shard_name(indices)
         tensors = {"video": stored.video.contiguous(), "audio": stored.audio.contiguous()}
         metadata = {"clip": json.dumps(asdict(clip)), "indices": json.dumps(indices)}
-        _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
         return [path]
     if format != "mp4":
         raise UserError(f"unknown format {format!r}; choose one of: {', '.join(get_args(Format))}")
@@ -85,16 +85,6 @@ def _clip_name(index: int) -> str:
 
 def _shard_name(indices: Sequence[int]) -> str:
     return f"clips_{indices[0]:06d}-{indices[-1]:06d}.safetensors"
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path``, then move it there in one step."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -233,6 +223,21 @@ def _record(
     return record
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a folder of clips, its ``sampling.json``.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged, so how the clips were made is unknown; choose another folder")
+    return record
+
+
 def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of how the clips are made, or compare it with the one that is there."""
     path, text = folder / "sampling.json", json.dumps(record, indent=1, default=str)
@@ -241,9 +246,9 @@ def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
     if not path.exists():
         if clips:
             raise UserError(f"{folder} holds clips without a record of how they were made; choose an empty folder")
-        _write_whole(path, lambda temporary: temporary.write_text(text + "\n"))
+        write_whole(path, lambda temporary: temporary.write_text(text + "\n"))
         return
-    before, now = json.loads(path.read_text()), json.loads(text)
+    before, now = read_record(path), json.loads(text)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         changes = ", ".join(f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in differing)

@@ -118,6 +118,8 @@ class Given:
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
 
     def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
         """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
@@ -196,7 +198,7 @@ class AVPipeline(DiffusionPipeline):
         package; a saved pipeline in a folder of that name goes before them.
 
         Raises:
-            UserError: a path that is no such folder.
+            UserError: a path that is no such folder, or one whose files are damaged.
         """
         path = Path(pretrained_model_name_or_path)
         bundled = bundled_models()
@@ -208,7 +210,17 @@ class AVPipeline(DiffusionPipeline):
                 f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
                 + (f", or one of the models that come with mgct: {', '.join(bundled)}" if bundled else "")
             )
-        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        except UserError:
+            raise
+        except Exception as error:  # what diffusers and its libraries raise for a damaged file is of every kind
+            if not local:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path} cannot be loaded as a saved pipeline ({reason}); export or copy it anew"
+            ) from error
 
     @property
     def clip(self) -> ClipSpec:
@@ -360,7 +372,7 @@ class AVPipeline(DiffusionPipeline):
         Raises:
             UserError: a start longer than ``seconds``, or whose modalities differ in duration, and as in `__call__`.
         """
-        frames, start = self._frames_of(seconds), clip.video.shape[1]
+        frames, start = self.frames_of(seconds), clip.video.shape[1]
         if clip.audio.shape[-1] != _samples_at(start, self.clip):
             expected = _samples_at(start, self.clip)
             raise UserError(f"the clip has {start} frames, hence {expected} audio samples, got {clip.audio.shape[-1]}")
@@ -408,7 +420,7 @@ class AVPipeline(DiffusionPipeline):
             (indices, clips) of each batch as it is done, as `__call__` returns them.
         """
         if seconds is not None:
-            frames = self._frames_of(seconds)
+            frames = self.frames_of(seconds)
         else:
             frames = self.clip.frames if given is None else self._frames_of_given(given)
         shapes = self._shapes(frames)
@@ -598,14 +610,15 @@ class AVPipeline(DiffusionPipeline):
         clip = self.clip
         return AVSample(video=(frames, *clip.video_shape[1:]), audio=(1, _samples_at(frames, clip)))
 
-    def _frames_of(self, seconds: float) -> int:
+    def frames_of(self, seconds: float) -> int:
         """Frames of a clip of ``seconds``, at least the model's own."""
-        frames = round(seconds * self.clip.fps)
-        if frames < self.clip.frames:
+        frames = seconds * self.clip.fps
+        if not self.clip.frames - 0.5 <= frames < math.inf:
             raise UserError(
-                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}; ask for that or more"
+                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}, or no number; ask for that or "
+                "more"
             )
-        return frames
+        return round(frames)
 
     def _frames_of_given(self, given: Given) -> int:
         """Frames of a clip as long as what is given, at least the model's own."""

@@ -52,6 +52,8 @@ class Transfer:
     keep_optimizer: bool = True
 
     def __post_init__(self) -> None:
+        if self.delta is not None and not self.delta > 0:
+            raise UserError(f"transfer.delta must be positive, got {self.delta}")
         if self.average_steps < 1:
             raise UserError(f"transfer.average_steps must be at least 1, got {self.average_steps}")
         if self.max_steps is not None and self.max_steps < self.min_steps:

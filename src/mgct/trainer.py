@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import time
@@ -104,6 +105,9 @@ class TrainSettings:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"train.{name} must be finite, got {value}")
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in (*counts, "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
+from mgct.errors import UserError
+
 
 @dataclass
 class AVSample(BaseOutput):
@@ -47,7 +49,7 @@ class ClipSpec:
         sample_rate_hz: audio samples per second (mono).
 
     Raises:
-        ValueError: a fact is not positive, or the clip would hold less than one audio sample.
+        UserError: a fact is not positive, or the clip would hold less than one audio sample.
     """
 
     frames: int = 16
@@ -58,9 +60,9 @@ class ClipSpec:
     def __post_init__(self) -> None:
         for name in ("frames", "fps", "size", "sample_rate_hz"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"ClipSpec.{name} must be positive, got {getattr(self, name)!r}")
+                raise UserError(f"clip.{name} must be positive, got {getattr(self, name)!r}")
         if self.audio_samples < 1:
-            raise ValueError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
+            raise UserError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
 
     @property
     def seconds(self) -> float:

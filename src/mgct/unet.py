@@ -109,14 +109,23 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         target_time: bool = False,
     ) -> None:
         super().__init__()
+        counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
+        counts |= {"num_head_channels": num_head_channels, "norm_num_groups": norm_num_groups}
+        counts |= {"video_channels": video_channels, "audio_channels": audio_channels}
+        if bad := [f"{name}={value}" for name, value in counts.items() if value < 1]:
+            raise UserError(f"must be positive: {', '.join(bad)}")
+        if not channel_mult or min(channel_mult) < 1:
+            raise UserError(f"channel_mult needs a positive width per level, got {list(channel_mult)}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must lie in [0, 1), got {dropout}")
         if len(cross_attention_resolutions) != len(cross_attention_windows):
             raise UserError(
                 f"cross_attention_windows needs one window per cross-attention resolution: "
                 f"{len(cross_attention_resolutions)} resolutions, {len(cross_attention_windows)} windows"
             )
         widths = [model_channels * mult for mult in channel_mult]
-        if bad := [width for width in widths if width % norm_num_groups]:
-            raise UserError(f"level widths {bad} are not multiples of norm_num_groups={norm_num_groups}")
+        if uneven := [width for width in widths if width % norm_num_groups]:
+            raise UserError(f"level widths {uneven} are not multiples of norm_num_groups={norm_num_groups}")
         window_at = dict(zip(cross_attention_resolutions, cross_attention_windows, strict=True))
         common: dict[str, Any] = {"num_heads": num_heads, "dropout": dropout, "num_groups": norm_num_groups}
 

@@ -164,9 +164,7 @@ def _given(
     """The modality that a file gives, as long as the clip to make."""
     if audio is None and video is None:
         return None
-    frames = pipe.clip.frames if seconds is None else round(seconds * pipe.clip.fps)
-    if frames < pipe.clip.frames:
-        raise UserError(f"seconds={seconds:g} is less than the model's own {pipe.clip.seconds:g}; ask for that or more")
+    frames = pipe.clip.frames if seconds is None else pipe.frames_of(seconds)
     clip = replace(pipe.clip, frames=frames)
     start = AVSample(video=torch.zeros(1, 0, *clip.video_shape[1:]), audio=torch.zeros(1, 1, 0))
     try:

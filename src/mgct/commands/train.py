@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import list_checkpoints, read_checkpoint
+from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError
+from mgct.files import locked, write_whole
 from mgct.layout import make_accelerator
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
@@ -97,9 +99,10 @@ def train(
         raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
     checkpoint = read_checkpoint(out) if resume else None
     if checkpoint is not None:
-        _check_same_model(checkpoint.state["config"], model, clip, out)
-        if checkpoint.state["seed"] != train.seed:
-            raise UserError(f"{out} was trained with train.seed {checkpoint.state['seed']}; resume with the same")
+        with _explained(checkpoint):
+            _check_same_model(checkpoint.state["config"], model, clip, out)
+            if checkpoint.state["seed"] != train.seed:
+                raise UserError(f"{out} was trained with train.seed {checkpoint.state['seed']}; resume with the same")
 
     start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
@@ -143,27 +146,26 @@ def train(
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator)
-    if accelerator.is_main_process and not find_batch_size:
-        _make_run_folder(out, config_yaml)
-    accelerator.wait_for_everyone()
-    config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
-    trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
-    if checkpoint is not None:
-        trainer.load(checkpoint)
-    say = print if accelerator.is_main_process else _silent
-    if find_batch_size:
-        largest = trainer.largest_micro_batch()
-        say(f"the largest micro-batch that fits: --train.micro_batch_size {largest}")
-        return
-    say(
-        f"{count_parameters(unet):,} parameters on {accelerator.device} × {accelerator.num_processes} "
-        f"({trainer.layout.name}), from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
-        file=sys.stderr,
-    )
-    with explain_memory(
-        "train.micro_batch_size", train.micro_batch_size or train.batch_size // accelerator.num_processes
-    ):
-        trainer.fit()
+    with _run_folder(out, config_yaml) if accelerator.is_main_process and not find_batch_size else nullcontext():
+        accelerator.wait_for_everyone()
+        config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
+        trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
+        if checkpoint is not None:
+            with _explained(checkpoint):
+                trainer.load(checkpoint)
+        say = print if accelerator.is_main_process else _silent
+        if find_batch_size:
+            largest = trainer.largest_micro_batch()
+            say(f"the largest micro-batch that fits: --train.micro_batch_size {largest}")
+            return
+        say(
+            f"{count_parameters(unet):,} parameters on {accelerator.device} × {accelerator.num_processes} "
+            f"({trainer.layout.name}), from step {trainer.step} to {train.steps}, {train.batch_size} clips a step",
+            file=sys.stderr,
+        )
+        clips = train.micro_batch_size or train.batch_size // accelerator.num_processes
+        with explain_memory("train.micro_batch_size", clips):
+            trainer.fit()
     say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
 
 
@@ -177,6 +179,17 @@ def _silent(*_: Any, **__: Any) -> None:
 def _plain(values: Any) -> Any:
     """The same values as JSON gives them back."""
     return json.loads(json.dumps(values))
+
+
+@contextmanager
+def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of what a damaged checkpoint lacks that it is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{checkpoint.path} is damaged ({error!r}); take it away to resume from an earlier one"
+        ) from error
 
 
 def _check_same_model(before: dict[str, Any], model: dict[str, Any], clip: ClipSpec, out: Path) -> None:
@@ -208,17 +221,23 @@ def _start_timestep(source: str) -> int | None:
     if not source or Path(source).is_file():
         return None
     index = Path(find_pipeline(source)) / "model_index.json"
-    return json.loads(index.read_text()).get("start_timestep")
+    try:
+        return json.loads(index.read_text()).get("start_timestep")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{index} is damaged; export or copy the model anew") from error
 
 
-def _make_run_folder(out: Path, config_yaml: str) -> None:
-    """Make the run folder and keep the configuration in it."""
+@contextmanager
+def _run_folder(out: Path, config_yaml: str) -> Iterator[None]:
+    """Make the run folder, keep others off it, and keep the configuration in it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
-        (out / "config.yaml").write_text(text)
     except OSError as error:
-        raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error
+        raise UserError(f"{out}: the run folder cannot be made ({error.strerror}); choose another --out") from error
+    with locked(out, "mgct train"):
+        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
+        write_whole(out / "config.yaml", lambda draft: draft.write_text(text))
+        yield
 
 
 def _replace_folder(pipe: AVPipeline, folder: Path, facts: ModelFacts) -> None:

@@ -1,0 +1,48 @@
+"""Files and folders that are whole or not there, and that one process writes at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mgct.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path``, then move it there in one step; a failure leaves what was there.
+
+    Raises:
+        UserError: it cannot be written; the message says why.
+    """
+    from safetensors import SafetensorError
+
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(draft)
+        draft.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    finally:
+        with suppress(NotADirectoryError):  # as the error above says
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, command: str) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another {command} is writing {folder}: wait for it, or choose another folder") from error
+        yield
+    finally:
+        os.close(handle)
