@@ -518,6 +518,13 @@ def test_another_address_without_a_password_is_one_clear_line(capsys, monkeypatc
     assert "no saved model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
+def test_a_port_that_is_none_is_one_clear_line(capsys, port):
+    assert cli.main(["app", "landscape", f"--port={port}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--port must lie in 1" in line
+
+
 def test_nothing_of_the_page_is_loaded_before_it_is_built():
     import subprocess
     import sys

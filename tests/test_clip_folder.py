@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mgct import AVPipeline, AVSample, ClipSpec
 from mgct.clip_folder import load_clips, sample_to_folder
@@ -122,6 +123,17 @@ def test_a_damaged_model_is_named(model, tmp_path, file, content):
     copy = shutil.copytree(model, tmp_path / "model")
     (copy / file).write_text(content)
     with pytest.raises(UserError, match="model cannot be loaded as a saved pipeline"):
+        AVPipeline.from_pretrained(copy)
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(model, tmp_path):
+    """Instead of being given a random one."""
+    copy = shutil.copytree(model, tmp_path / "model")
+    file = next(copy.glob("unet/*.safetensors"))
+    tensors = load_file(file)
+    tensors.pop("time_embed.0.bias")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"missing time_embed\.0\.bias"):
         AVPipeline.from_pretrained(copy)
 
 

@@ -401,6 +401,13 @@ def test_write_mp4_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
+def test_write_mp4_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    video, audio = some_clip(CLIP)
+    with pytest.raises(UserError, match=r"cannot write .*x\.mp4: Not a directory"):
+        write_mp4(tmp_path / "file" / "x.mp4", video, audio, fps=10.0, sample_rate_hz=16000)
+
+
 def _full_disk(path: Path, *_: object) -> None:
     path.write_bytes(b"half")
     raise OSError(28, os.strerror(28))
@@ -491,3 +498,14 @@ def test_inspect_prints_every_file_and_counts_what_is_wrong(facts):
 def test_inspect_refuses_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match="no media file"):
         inspection.inspect_folder(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [{"file_limit_s": 0}, {"file_limit_s": -1}, {"workers": -1}], ids=str)
+def test_inspect_refuses_impossible_settings(awkward: Prepared, bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        inspection.inspect_folder(awkward.source, progress=False, **bad)
+
+
+def test_a_rate_that_no_sound_has_is_not_resampled_to(awkward: Prepared):
+    with pytest.raises(UserError, match="sample_rate_hz must be at most 768000"):
+        read_clip(awkward.source / "plain.mp4", ClipSpec(1, 10, 16, 2**31 - 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mgct import AVSample, ClipSpec
@@ -394,6 +395,54 @@ def test_torch_files_load_by_path_without_pickled_code(tmp_path: Path) -> None:
     torch.save({"a": Call()}, path)
     with pytest.raises(UserError, match="not a plain file of tensors"):
         w.ensure_weights("i3d", path)
+
+
+def saved(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["i3d", "audioclip"])
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".pt", b""),
+        (".pt", b"junk"),
+        (".pt", b"PK\x03\x04"),
+        (".pt", saved([torch.zeros(1)])),
+        (".pt", saved({"audio.a": 3, 4: "b"})),
+        (".safetensors", b""),
+        (".safetensors", b"junk" * 9),
+        (".tar.gz", b""),
+        (".tar.gz", b"\x1f\x8bjunk"),
+        (".bin", b""),
+        (".bin", b"junk"),
+        (".bin", b"PK\x03\x04"),
+        (".bin", b"\x93NUMPY"),
+        (".bin", saved([torch.zeros(1)])),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused(
+    cache: Path, tmp_path: Path, name: str, ending: str, content: bytes
+) -> None:
+    path = tmp_path / f"file{ending}"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        w.fetch_weights(name, path)
+    assert "\n" not in str(error.value)
+    assert not list(cache.rglob("*.*"))
+
+
+def test_weights_that_cannot_be_kept_are_said(
+    cache: Path, soundnet_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(w, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written"):
+        w.fetch_weights("soundnet", soundnet_archive)
 
 
 def test_weights_that_cannot_be_had_say_what_to_put_where(cache: Path) -> None:

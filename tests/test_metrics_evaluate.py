@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mgct import AVSample, ClipSpec
+from mgct.cli import main
 from mgct.errors import UserError
 from mgct.metrics import evaluate as e
 from mgct.metrics.card import MetricCard, comparison
@@ -166,6 +168,75 @@ def test_wrong_folders_are_refused(tmp_path: Path, prepare, message: str) -> Non
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"video": None},
+        {"audio": None},
+        {"video": torch.tensor(3, dtype=torch.uint8)},
+        {"video": torch.zeros(8, 3, 16, 16, dtype=torch.uint8)},
+        {"video": torch.zeros(2, 8, 3, 24, 24, dtype=torch.uint8)},
+        {"video": torch.zeros(2, 8, 3, 16, 16)},
+        {"audio": torch.zeros(1, 1, 2048, dtype=torch.int16)},
+        {"audio": torch.zeros(2, 1, 2000, dtype=torch.int16)},
+    ],
+    ids=lambda change: " ".join(f"{k} {v if v is None else (v.dtype, *v.shape)}" for k, v in change.items()),
+)
+def test_samples_that_are_not_as_they_say_are_refused(tmp_path: Path, change: dict[str, torch.Tensor | None]) -> None:
+    stored = clips(2, 0)
+    tensors = {"video": stored.video.contiguous(), "audio": stored.audio.contiguous(), **change}
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    save_file(tensors, tmp_path / "a.safetensors", {"clip": json.dumps(asdict(SPEC))})
+    with pytest.raises(UserError, match=r"a\.safetensors (is no file of samples|holds video .* make it anew)"):
+        open_source(tmp_path)
+
+
+def test_an_index_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"index\.json was not written by mgct prepare, or is damaged"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "foo"], "--device"),
+        (["--device", "meta"], "--device"),
+        (["--out", "/proc/mgct/card"], "/proc/mgct/card: no card can be written there"),
+        (["--out", "a-file/card"], "a-file/card: no card can be written there"),
+        (["--out", "."], "is a folder"),
+        (["--weights", '{"compact-video": "a-file"}'], "a-file is no safetensors file"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_said_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list, message: str
+) -> None:
+    monkeypatch.setattr(e, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("mine")
+    write_samples(Path("samples"), clips(2, 0))
+    assert main(["evaluate", "samples", "samples", "--num", "2", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert {str(path) for path in Path().rglob("*")} == {"a-file", "samples", "samples/clips_000000.safetensors"}
+
+
+def test_seeds_of_any_size_are_taken(real: MemorySource, fake: MemorySource) -> None:
+    for seed in (10**24, -(10**24)):
+        assert measured(real, fake, seed=seed).seed == seed
+
+
+def test_features_that_cannot_be_kept_are_said(
+    real: MemorySource, fake: MemorySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(e, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written"):
+        measured(real, fake, cache=tmp_path)
+
+
 def test_samples_of_two_kinds_are_refused(tmp_path: Path) -> None:
     write_samples(tmp_path, clips(2, 0))
     other = ClipSpec(8, 10.0, 24, 2560)
@@ -237,9 +308,32 @@ def test_only_cards_of_one_harness_compare(real: MemorySource, fake: MemorySourc
             comparison([card, change])
     with pytest.raises(UserError, match="no metric card"):
         MetricCard.from_json("{}")
-    (tmp_path / "mine.json").write_text("no card")
-    with pytest.raises(UserError, match=r"mine\.json is no metric card"):
-        MetricCard.load(tmp_path / "mine.json")
+    content = json.loads(card.to_json())
+    value = content["values"][0] | {"value": "much"}
+    damaged = [{"values": [value]}, {"encoders": []}, {"encoders": {"a": {}}}, {"synchrony": 3}, {"confidence": None}]
+    for text in ("no card", "[]", *(json.dumps(content | change) for change in damaged)):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(UserError, match=r"mine\.json is no metric card"):
+            MetricCard.load(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("given", ["[a.json,b.json]", "a.json,b.json", "a.json"])
+def test_cards_are_named_with_commas_between(
+    real: MemorySource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        measured(real, real, num=8).save(Path(name))
+    assert main(["compare", given]) == 0
+    assert [line[:5] for line in capsys.readouterr().out.splitlines()[2:] if line] == [
+        f"| {name} |" for name in "ab" if f"{name}.json" in given
+    ]
+    assert main(["compare", "none.json"]) == 2
+    assert "no metric card at none.json; give the .json" in capsys.readouterr().err
 
 
 def test_the_choice_of_clips_is_the_seeds(real: MemorySource, fake: MemorySource) -> None:
@@ -318,4 +412,8 @@ def test_a_card_is_written_whole(real: MemorySource, fake: MemorySource, tmp_pat
     assert not list(tmp_path.glob("*.json"))
     monkeypatch.undo()
     card.save(tmp_path / "a-0.5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.5.json", "a-0.5.md"]
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"b\.md cannot be written \(No space left on device\)"):
+        card.save(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.5.json", "a-0.5.md"]

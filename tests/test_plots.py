@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mgct import AVSample, ClipSpec
 from mgct.clip_folder import save_clips
-from mgct.commands.plot import plot_clips, plot_compare, plot_sheet
+from mgct.commands.plot import clip_of, plot_clips, plot_compare, plot_loss, plot_sheet
 from mgct.data.media import write_mp4
 from mgct.errors import UserError
 from mgct.plots import FLOOR_DB, animated_sheet, clips_figure, compare_figure, loss_figure, spectrogram_db
@@ -136,3 +136,45 @@ def test_what_cannot_be_drawn_is_said(folders, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         plot_clips(samples, tmp_path / "a.xyz")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def upsampler_run(tmp_path):
+    """What `mgct train-upsampler` leaves: a checkpoint without a transfer, and its log."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps({"step": 2, "config": {}, "sums": {}, "summed": 0}))
+    rows = [{"step": step, "loss": 0.5, "learning_rate": 1e-4, "images_per_s": 9.0} for step in (1, 2)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "run"
+
+
+def test_an_upsampler_s_losses_are_drawn_and_what_was_written_is_said(upsampler_run, tmp_path, capsys):
+    plot_loss(upsampler_run, tmp_path / "losses")
+    assert capsys.readouterr().out == f"{tmp_path / 'losses.png'}\n"
+    assert (tmp_path / "losses.png").stat().st_size > 1000
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(upsampler_run, tmp_path, monkeypatch):
+    out = tmp_path / "loss.png"
+    out.write_bytes(b"before")
+
+    def full(_, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(UserError, match=r"loss\.png cannot be written \(No space left"):
+        plot_loss(upsampler_run, out)
+    assert out.read_bytes() == b"before"
+    assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "run"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"clip": 3}', '{"clip": {"fps": "x"}, "seconds": null}', '{"clip": {}, "seconds": Infinity}'],
+)
+def test_a_damaged_record_of_clips_is_said(tmp_path, content):
+    (tmp_path / "sampling.json").write_text(content)
+    with pytest.raises(UserError, match=r"sampling\.json is damaged"):
+        clip_of(str(tmp_path))

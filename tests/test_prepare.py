@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,11 +266,54 @@ def test_output_inside_the_source_is_refused(videos):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"fit": "stretch"}, {"test_fraction": 1.5}, {"shard_clips": 0}, {"stride_s": 0.01}], ids=str
+    "bad",
+    [
+        {"fit": "stretch"},
+        {"test_fraction": 1.5},
+        {"shard_clips": 0},
+        {"stride_s": 0.01},
+        {"stride_s": float("nan")},
+        {"stride_s": float("inf")},
+        {"workers": -1},
+        {"silence_dbfs": 1e9},
+        {"static_levels": float("nan")},
+    ],
+    ids=str,
 )
 def test_impossible_settings_are_refused(videos, tmp_path, bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         run(videos, tmp_path / "out", **bad)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [{"sample_rate_hz": 2**31 - 1}, {"sample_rate_hz": 10**11}, {"size": 10**11}], ids=str)
+def test_clips_beyond_all_measure_are_refused(videos, tmp_path, bad):
+    with pytest.raises(UserError, match=f"clip.{next(iter(bad))} must be at most"):
+        prepare(videos, tmp_path / "out", replace(CLIP, **bad), workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "[", '{"files": []}', '{"files": 3}', "windows", "skipped", "detail"])
+def test_a_damaged_report_is_named(videos, undisturbed, tmp_path, damage):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    report = json.loads((out / "report.json").read_text())
+    for file in report["files"]:
+        file[damage] = [3]
+    (out / "report.json").write_text(json.dumps(report) if damage.isalpha() else damage)
+    with pytest.raises(UserError, match=r"report\.json is missing or damaged"):
+        run(videos, out)
+    assert (out / "index.json").is_file()
+
+
+def test_a_damaged_part_is_named(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_split", _read_only)
+    with pytest.raises(UserError):
+        run(videos, tmp_path / "out")
+    part = next((tmp_path / "out").glob(".parts/*/*.json"))
+    part.write_text("{")
+    with pytest.raises(UserError, match=f"{part.name} is damaged: delete it and run this again"):
+        run(videos, tmp_path / "out")
 
 
 def test_disk_full_is_one_line_and_the_next_run_goes_on(videos, undisturbed, tmp_path, monkeypatch):

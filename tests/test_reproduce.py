@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on_where_it_was(models, tmp_path, capsys, monkeypatch
     command += [str(word) for option in words.items() for word in option]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while len(list(out.glob("cards/*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(out.glob("cards/[!.]*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -285,6 +285,8 @@ def test_processes_share_the_sampling(models, tmp_path, capsys, nothing_is_made,
     [
         (None, {}, "no such models file"),
         ("- a\n- b\n", {}, "ROLE: FOLDER"),
+        ("bas\udce9line: baseline\n", {}, "is no YAML"),
+        ("baseline: baseline\n", {"device": "foo"}, "--device"),
         ("baseline: nowhere\n", {}, "no saved model at"),
         ("base line: baseline\n", {}, "letters, digits"),
         ("baseline: baseline\n", {"data": ""}, "needs --data"),
@@ -304,7 +306,7 @@ def test_bad_input_is_one_line(models, tmp_path, capsys, content, options, messa
         save_model(models.parent / "larger", 0, ClipSpec(8, 10.0, 24, 1280))
     path = models.parent / f"{tmp_path.name}.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode(errors="surrogateescape"))
     given = {"data": DATA, "num": NUM, **options}
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     status = main(["reproduce", "table1", "--models", str(path), "--out", str(tmp_path / "out"), *words])
@@ -312,6 +314,15 @@ def test_bad_input_is_one_line(models, tmp_path, capsys, content, options, messa
     assert status == 2
     assert message in error
     assert not list(tmp_path.rglob("clips_*"))
+
+
+def test_a_file_is_no_folder_for_results(models, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    words = ["--models", str(models), "--out", str(tmp_path / "out"), "--num", str(NUM), "--data", DATA]
+    for what in ("table1", "figure2"):
+        assert main(["reproduce", what, *words]) == 2
+        assert "cannot be made (Not a directory)" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------------------------- the paper
@@ -368,7 +379,8 @@ def test_speed_is_that_of_the_fastest_whole_batch_after_the_first(tmp_path):
     lines = [(8, 0.8, True), (8, 40.0, False), (8, 16.0, False), (8, 80.0, False), (3, 0.3, False)]
     text = [json.dumps({"clips": n, "seconds": s, "first": first, **setting}) for n, s, first in lines]
     other = json.dumps({"clips": 16, "seconds": 1.0, "first": False, **setting, "batch_size": 16})
-    (tmp_path / "speed-0.jsonl").write_text("\n".join([other, *text]) + '\n{"clips": 8, "se')
+    damaged = ["[]", "{}", "3", '{"clips": 0}', json.dumps({**setting, "clips": "8", "seconds": 1.0}), "\x00"]
+    (tmp_path / "speed-0.jsonl").write_text("\n".join([other, *text, *damaged]) + '\n{"clips": 8, "se')
     assert read_speed(tmp_path) == (2.0, 8, "cpu", False)
     (tmp_path / "speed-0.jsonl").write_text(text[0])
     assert read_speed(tmp_path) == (0.1, 8, "cpu", False)
@@ -416,6 +428,8 @@ def test_figures_compare_the_same_seeds(models, tmp_path, capsys):
     files = reproduce(capsys, "figure2", out=tmp_path, models=models, **words).split()
     assert {Path(file).name for file in files} == {"figure2.md", "figure2-mgct-w0.5.png"}
     assert len(list((tmp_path / "samples").iterdir())) == 2
+    assert main(["reproduce", "figure2", "--models", str(models), "--out", str(tmp_path), "--num", "0"]) == 2
+    assert "num must be at least 1" in capsys.readouterr().err
     only = models.parent / "only.yaml"
     only.write_text("baseline: baseline\n")
     assert main(["reproduce", "figure2", "--models", str(only), "--out", str(tmp_path)]) == 2

@@ -21,6 +21,7 @@ from mgct.data.shards import (
     ClipBatch,
     _Batches,
     _DrawnAhead,
+    _permutation,
     _Positioned,
     count_clips,
     make_loader,
@@ -388,6 +389,10 @@ def test_other_clips_than_asked_for_are_named_with_both(prepared, clip, named):
         ("{tmp}/empty.tar", "no clips in"),
         ("world:moon", "no world is called"),
         ("world:dance:many", "world:NAME:COUNT"),
+        ("world:dance:99999999999999999999999", "at most 1099511627776"),
+        ("http://127.0.0.1:9/{{x.tar", "braces of 'http://127.0.0.1:9/{x.tar' cannot be expanded"),
+        ("pipe:cat {{000..", "cannot be expanded"),
+        ("http://[bad/x.tar", "cannot be read as a tar of clips"),
         ("http://a/x.tar,file.tar", "404|cannot be read|is no URL"),
     ],
 )
@@ -407,6 +412,54 @@ def test_what_cannot_be_read_is_one_line(prepared, tmp_path, source, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: index.pop("sources"),
+        lambda index: index["settings"]["clip"].update(frames=6.0),
+        lambda index: index["shards"].update(train=3),
+        lambda index: index["shards"]["train"][0].pop("samples"),
+        lambda index: index["shards"]["train"][0].update(samples="abc"),
+        lambda index: index["shards"]["train"][0].update(path="../out/train/000000.tar"),
+        lambda index: index["shards"]["train"][0].update(path="/etc/passwd"),
+        lambda index: index["shards"]["train"][0]["samples"][0].pop(),
+        lambda index: index["shards"]["train"][0]["samples"].append([]),
+        *(
+            lambda index, place=place, value=value: index["shards"]["train"][1]["samples"][0].__setitem__(place, value)
+            for place, value in [(0, 3), (1, "512"), (1, 512.0), (1, -512), (3, 2**40), (2, 2**63 - 1), (4, 10**30)]
+        ),
+    ],
+)
+def test_a_damaged_index_is_named(prepared, tmp_path, damage):
+    folder = tmp_path / "out"
+    shutil.copytree(prepared, folder)
+    index = json.loads((folder / "index.json").read_text())
+    damage(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"out/index\.json was not written by mgct prepare, or is damaged"):
+        take(1, folder)
+
+
+@pytest.mark.parametrize(("place", "value"), [(1, 0), (2, 0), (3, 512), (4, 200)])
+def test_an_index_that_points_beside_the_arrays_is_one_line(prepared, tmp_path, place, value):
+    folder = tmp_path / "out"
+    shutil.copytree(prepared, folder)
+    index = json.loads((folder / "index.json").read_text())
+    for sample in index["shards"]["train"][0]["samples"]:
+        sample[place] = value
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="a clip's array") as caught:
+        take(COUNT, folder, num_workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_json_in_a_stream_is_one_line(tmp_path):
+    content, _ = _tar_block("clip", stored_clip(0), {"fps": "ten"}, 0)
+    (tmp_path / "x.tar").write_bytes(content + bytes(1024))
+    with pytest.raises(UserError, match=r"x\.tar \(clip\) has a damaged \.json"):
+        take(1, f"pipe:cat {tmp_path}/x.tar")
+
+
 def test_an_empty_split_and_a_wrong_one_are_named(prepared):
     with pytest.raises(UserError, match="no clips in its test split"):
         make_loader(str(prepared), STORED, batch_size=1, split="test")
@@ -414,6 +467,11 @@ def test_an_empty_split_and_a_wrong_one_are_named(prepared):
         make_loader(str(prepared), STORED, batch_size=1, split="validation")
     with pytest.raises(UserError, match="no split 'validation': choose one of train, test"):
         make_loader("world:dance", STORED, batch_size=1, split="validation")
+
+
+def test_an_order_beyond_memory_is_one_line():
+    with pytest.raises(UserError, match="does not fit into memory"):
+        _permutation(2**44, 0, 0)
 
 
 def test_an_endless_world_cannot_be_read_to_its_end():
@@ -425,6 +483,9 @@ def test_impossible_layouts_are_refused(prepared):
     for bad in ({"batch_size": 0}, {"batch_size": 1, "rank": 2, "world_size": 2}, {"batch_size": 1, "start_step": -1}):
         with pytest.raises(UserError, match="impossible loader"):
             make_loader(str(prepared), STORED, **bad)
+    for batch_size in (10**14, 10**30):
+        with pytest.raises(UserError, match=f"a batch of {batch_size} clips .* does not fit into memory"):
+            make_loader(str(prepared), STORED, batch_size=batch_size)
 
 
 def test_pickled_arrays_are_not_opened(tmp_path):

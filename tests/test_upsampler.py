@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -359,6 +360,18 @@ def test_training_begins_from_given_weights(weights, trained, tiny_shards, tmp_p
         (["--clip.size=16"], "prepare the videos anew"),
         (["--train.steps=0"], "train.steps must be positive"),
         (["--train.stepz=3"], "stepz"),
+        (["--train.ema_decay=1"], "train.ema_decay must lie in [0, 1)"),
+        (["--train.learning_rate=.inf"], "train.learning_rate must be finite"),
+        (["--train.max_grad_norm=.nan"], "train.max_grad_norm must be finite"),
+        (["--train.batch_size=99999999999999"], "does not fit into memory"),
+        (["--model.scale=0"], "must be positive: scale=0"),
+        (["--model.num_heads=0", "--model.norm_num_groups=0"], "must be positive: num_heads=0, norm_num_groups=0"),
+        (["--model.channel_mult=[]"], "channel_mult must begin with 1"),
+        (["--model.channel_mult=[1, 0]"], "channel_mult must begin with 1"),
+        (["--model.norm_num_groups=7"], "not a multiple of norm_num_groups=7"),
+        (["--model.dropout=2"], "dropout must lie in [0, 1)"),
+        (["--model.residual_std=.nan"], "residual_std must be positive"),
+        (["--model.model_channels=160000000"], "out of memory with model.model_channels=160000000"),
         (["--init=no-such-weights"], "no saved upsampler there"),
         (["--resume"], "no checkpoint there"),
     ],
@@ -437,6 +450,27 @@ def test_sampling_with_a_trained_upsampler(trained, model, tmp_path, capsys):
     assert record["clip"]["size"] == 8
     status, err = run(capsys, *arguments)
     assert (status, "holds clips made otherwise" in err, "upsampler" in err) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("config.json", "{", "config.json is damaged"),
+        ("config.json", "[]", "config.json is damaged"),
+        ("config.json", '{"_class_name": "UpsamplerUNet", "scale": "x"}', "cannot be loaded as a saved upsampler"),
+        ("diffusion_pytorch_model.safetensors", "", "cannot be loaded as a saved upsampler"),
+        ("diffusion_pytorch_model.safetensors", None, "cannot be loaded as a saved upsampler"),
+    ],
+)
+def test_a_damaged_upsampler_is_named(trained, tiny_shards, tmp_path, capsys, name, damage, message):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[:5000]) if damage is None else path.write_text(damage)
+    arguments = [f"--config={write_config(tmp_path / 'config.yaml')}", f"--data={tiny_shards}"]
+    status, err = run(capsys, "train-upsampler", *arguments, f"--out={tmp_path / 'run'}", f"--init={tmp_path}")
+    assert (status, message in err.strip().splitlines()[-1]) == (2, True), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_upsampler_that_is_none_or_does_not_fit_is_refused(model, tmp_path, capsys):

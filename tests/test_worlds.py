@@ -261,6 +261,11 @@ def test_files_hold_the_clips(tmp_path: Path) -> None:
         write_world("dance", tmp_path / "odd", 1, ClipSpec(size=33), progress=False)
     with pytest.raises(UserError, match="at least 1"):
         write_world("dance", tmp_path / "none", 0, clip, progress=False)
+    for bad in (ClipSpec(fps=1e-9), ClipSpec(fps=1e-300), ClipSpec(size=10**9)):
+        with pytest.raises(UserError, match="too large to draw"):
+            write_world("dance", tmp_path / "large", 1, bad, progress=False)
+    with pytest.raises(UserError, match="sample_rate_hz must be at most"):
+        write_world("dance", tmp_path / "high", 1, ClipSpec(sample_rate_hz=2**31 - 1), progress=False)
 
 
 # --- what there is to learn -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -186,6 +187,9 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     leading = getattr(function, "optional_argument", None)  # may stand first without its name
     if leading and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{leading}", *arguments]
+    if getattr(function, "takes_many", False):  # its words are one list
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+        arguments = [",".join(words), *arguments[len(words) :]] if words else arguments
     try:
         parsed = parser.parse_args(complete_flags(function, arguments))
         options = parser.instantiate(parsed).as_dict()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
-from mgct.errors import UserError
+from mgct.errors import UserError, explain_memory
 from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
@@ -483,7 +483,7 @@ class AVPipeline(DiffusionPipeline):
                         options.on_step(Step(batch, next(made), self.calls(options), samplers.unpack(x0, shapes)))
                     return noise
 
-                with samplers.explain_memory("batch_size", options.batch_size):
+                with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
                     x = self._integrate(predict, batch, positions, shapes, options, given)
                     clips = samplers.unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
@@ -615,8 +615,7 @@ class AVPipeline(DiffusionPipeline):
         frames = seconds * self.clip.fps
         if not self.clip.frames - 0.5 <= frames < math.inf:
             raise UserError(
-                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}, or no number; ask for that or "
-                "more"
+                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}, or no number; ask for more"
             )
         return round(frames)
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -540,27 +539,6 @@ def get_sampler(name: str, steps: int | None = None) -> tuple[Sampler, int]:
     if not isinstance(steps, int) or not sampler.min_steps <= steps <= sampler.max_steps:
         raise UserError(f"sampler {name!r} takes {sampler.min_steps} to {sampler.max_steps} steps, got {steps!r}")
     return sampler, steps
-
-
-@contextmanager
-def explain_memory(setting: str, value: int) -> Iterator[None]:
-    """Turn running out of memory into one line that says which value of ``setting`` (a number of things) to try.
-
-    Raises:
-        UserError: instead of the device's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's and others' are known by their words
-        if not isinstance(error, torch.OutOfMemoryError) and not any(
-            words in str(error) for words in ("out of memory", "can't allocate memory")
-        ):
-            raise
-        if value > 1:
-            advice = f"try {setting}={value // 2}"
-        else:
-            advice = f"{setting} is 1 already: use a smaller model or clip, or a device with more"
-        raise UserError(f"out of memory with {setting}={value}; {advice}") from error
 
 
 def warn_if_not_recommended(recommended: dict[str, Sequence[int]], name: str, steps: int) -> None:

@@ -269,6 +269,19 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
             )
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """As in diffusers; but a file that lacks a tensor is refused, where diffusers draws one at random.
+
+        Raises:
+            UserError: tensors are missing or unexpected.
+        """
+        unet, info = super().from_pretrained(*args, **{**options, "output_loading_info": True})
+        problems = [f"{kind} {key}" for kind in ("missing", "unexpected") for key in info[f"{kind}_keys"]]
+        if problems:
+            raise UserError(f"the saved weights do not fit their network: {'; '.join(problems)}")
+        return (unet, info) if options.get("output_loading_info") else unet
+
+    @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> MultimodalUNet:
         """A network with the weights of an MM-Diffusion checkpoint.
 

@@ -8,11 +8,12 @@ sampling by DDIM uses the noise alone. `mgct.upsampler_trainer` trains one.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from mgct import samplers
 from mgct.convert import read_state_dict
-from mgct.errors import UserError
+from mgct.errors import UserError, explain_memory
 from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule, derive_seed, per_clip_randn
 from mgct.samplers import CLEAN, Point
 from mgct.types import AVSample
@@ -48,6 +49,9 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         residual_std: None: the network's output is ε̂, as in the reference. Otherwise the standard deviation σ_r, in
             units of [-1, 1], of the large image around the small one enlarged; ε̂ is then what that alone says plus
             the network's output, scaled (`residual_noise`). Networks trained from scratch need it.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     if TYPE_CHECKING:
@@ -61,16 +65,25 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         num_res_blocks: int = 2,
         attention_factors: Sequence[int] = (8, 16, 32),
         num_heads: int = 4,
-        scale: int = 4,  # noqa: ARG002  (kept in the config)
+        scale: int = 4,
         norm_num_groups: int = 32,
         dropout: float = 0.0,
         residual_std: float | None = None,
     ) -> None:
         super().__init__()
-        if residual_std is not None and residual_std <= 0:
-            raise UserError(f"residual_std must be positive, got {residual_std}")
-        if channel_mult[0] != 1:
-            raise UserError(f"channel_mult must begin with 1, got {tuple(channel_mult)}")
+        counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
+        counts |= {"scale": scale, "norm_num_groups": norm_num_groups}
+        if bad := [f"{name}={value}" for name, value in counts.items() if value < 1]:
+            raise UserError(f"must be positive: {', '.join(bad)}")
+        if residual_std is not None and not 0 < residual_std < math.inf:
+            raise UserError(f"residual_std must be positive and finite, got {residual_std}")
+        if not channel_mult or channel_mult[0] != 1 or min(channel_mult) < 1:
+            raise UserError(f"channel_mult must begin with 1 and have no width below, got {list(channel_mult)}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must lie in [0, 1), got {dropout}")
+        for name, parts in (("norm_num_groups", norm_num_groups), ("num_heads", num_heads)):
+            if model_channels % parts:
+                raise UserError(f"model_channels={model_channels} is not a multiple of {name}={parts}")
         attends = [2**level in attention_factors for level in range(len(channel_mult))]
         self.net: Any = UNet2DModel(
             in_channels=6,
@@ -130,6 +143,30 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
                 raise UserError(
                     f"this upsampler makes images whose sides are multiples of {multiple} (its {what}), not {side}"
                 )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a saved network: a folder written by ``save_pretrained``, or the name of one on the Hub.
+
+        Raises:
+            UserError: the folder's files are damaged.
+        """
+        path = Path(pretrained_model_name_or_path)
+        try:
+            options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
+            network, info = super().from_pretrained(pretrained_model_name_or_path, **options)
+            if problems := [f"{kind} {key}" for kind in ("missing", "unexpected") for key in info[f"{kind}_keys"]]:
+                raise UserError(f"{path}: the saved weights do not fit their network: {'; '.join(problems)}")
+            return network
+        except UserError:
+            raise
+        except Exception as error:  # what diffusers and its libraries raise for a damaged file is of every kind
+            if not path.exists():
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path} cannot be loaded as a saved upsampler ({reason}); copy or train it anew"
+            ) from error
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> UpsamplerUNet:
@@ -335,7 +372,7 @@ def upsample(
                 timestep = torch.full((len(x),), point.timestep, device=x.device)
                 return unet(x.to(unet.dtype), small.to(unet.dtype), timestep)[:, :3].float()
 
-            with samplers.explain_memory("images_at_once", images_at_once):
+            with explain_memory("images_at_once", images_at_once):
                 large = samplers.ddim(samplers.clipped(predict), noise.repeat(len(small), 1, 1, 1), grid)
             video[row, first : first + images_at_once] = large.cpu()
     return AVSample(video=video, audio=clips.audio.cpu())

@@ -74,6 +74,9 @@ class UpsamplerTraining:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"train.{name} must be finite, got {value}")
         for name in (
             "steps",
             "batch_size",
@@ -88,9 +91,10 @@ class UpsamplerTraining:
         for name in ("weight_decay", "warmup_steps"):
             if not getattr(self, name, 0) >= 0:
                 raise UserError(f"train.{name} may not be negative, got {getattr(self, name)}")
-        for name, low, high in (("ema_decay", 0, 1), ("final_rate_share", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"train.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not 0 <= self.final_rate_share <= 1:
+            raise UserError(f"train.final_rate_share must lie in [0, 1], got {self.final_rate_share}")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step ``step``, counted from 0: linear warm-up, then half a cosine."""

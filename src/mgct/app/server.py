@@ -179,6 +179,8 @@ def serve(
     from mgct.app.decode import warm_up
 
     check_access(host, password)
+    if not 0 < port < 65536:
+        raise UserError(f"--port must lie in 1 … 65535, got {port}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = file_folder()
     try:
@@ -186,7 +188,7 @@ def serve(
         warm_up()
         try:
             blocks.launch(**launch_settings(folder, host, port, password), prevent_thread_lock=True)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise UserError(
                 f"cannot serve on {host}:{port}: the port is taken or the address is not this machine's; choose "
                 f"another --port or --host"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from mgct.commands.plot import clip_of
 from mgct.errors import UserError
@@ -44,17 +45,19 @@ def evaluate_clips(
         device: where the encoders run.
         weights: encoder → file, instead of the cached or bundled weights.
     """
+    prescribed = get_protocol(protocol).split
     if split is None:
-        split = get_protocol(protocol).split
-        split = "test" if split == AS_GIVEN else split
+        split = "test" if prescribed == AS_GIVEN else prescribed
     if out is None and not Path(fake).is_dir():
         raise UserError(
             f"{fake} is no folder, so say with --out where the card shall be: --out NAME makes NAME.json and NAME.md"
         )
     spec = clip or clip_of(fake) or clip_of(real)
+    sides = open_source(real, spec, split), open_source(fake, spec, split)
+    path = out or Path(fake) / f"metrics-{protocol}"
+    _check_place(path)
     card = evaluate(
-        open_source(real, spec, split),
-        open_source(fake, spec, split),
+        *sides,
         protocol,
         num=num,
         seed=seed,
@@ -64,18 +67,36 @@ def evaluate_clips(
         weights=weights,
         split=split,
     )
-    written = card.save(out or Path(fake) / f"metrics-{protocol}")
-    print(card.to_markdown())
+    print(card.to_markdown())  # before saving, which may fail
+    written = card.save(path)
     print("written: " + ", ".join(map(str, written)))
 
 
-def compare_cards(cards: list[Path]) -> None:
+def _check_place(path: Path) -> None:
+    """Make the folder of a card and see that files can be written there: before hours of measuring."""
+    if not path.name:
+        raise UserError(f"{path} is a folder; name the card in it by --out, as in {path / 'metrics'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: no card can be written there ({error.strerror}); name another place by --out"
+        ) from error
+
+
+def compare_cards(cards: list[Path] | str) -> None:
     """Put metric cards side by side in a table; cards that do not compare are refused.
 
     Args:
-        cards: their .json files, as a list: [a.json,b.json].
+        cards: their .json files.
     """
-    print(comparison([MetricCard.load(card) for card in cards], [card.stem for card in cards]))
+    files = [Path(card) for card in cards.split(",")] if isinstance(cards, str) else cards
+    print(comparison([MetricCard.load(file) for file in files], [file.stem for file in files]))
+
+
+compare_cards.takes_many = True  # type: ignore[attr-defined]
 
 
 def get_weights(name: str, path: Path | None = None) -> None:

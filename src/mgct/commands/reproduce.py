@@ -30,7 +30,7 @@ def read_models(path: Path) -> dict[str, Path]:
         raise UserError(f"{path}: no such models file; write one line ROLE: FOLDER a model, as baseline: runs/mm")
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(part, str) for item in content.items() for part in item):
         raise UserError(f"{path}: write one line ROLE: FOLDER a model, as baseline: runs/mm")

@@ -19,14 +19,13 @@ from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
-from mgct.errors import UserError
+from mgct.errors import UserError, explain_memory
 from mgct.files import locked, write_whole
 from mgct.layout import make_accelerator
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.pipeline import AVPipeline
-from mgct.samplers import explain_memory
 from mgct.stages import MGCT, Balance, Consistency, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from mgct.checkpoint import list_checkpoints, read_checkpoint
 from mgct.convert import read_state_dict
 from mgct.data.shards import ClipBatch, make_loader
-from mgct.errors import UserError
+from mgct.errors import UserError, explain_memory
 from mgct.layout import Precision, make_accelerator
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.types import ClipSpec
@@ -65,7 +65,8 @@ def train_upsampler(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
         )
     torch.manual_seed(derive_seed(train.seed, "upsampler weights"))
-    unet = UpsamplerUNet(**model)
+    with explain_memory("model.model_channels", model["model_channels"]):
+        unet = UpsamplerUNet(**model)
     unet.check_side(clip.size)
     if init and checkpoint is None:
         _load_weights(unet, init)
@@ -109,12 +110,15 @@ def find_upsampler(folder: Path) -> Path:
     """The saved upsampler that ``folder`` names: itself, or the ``model`` in a run folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its configuration is damaged.
     """
     for candidate in (folder, folder / "model"):
         path = candidate / "config.json"
-        if path.is_file() and json.loads(path.read_text()).get("_class_name") == UpsamplerUNet.__name__:
-            return candidate
+        try:
+            if path.is_file() and json.loads(path.read_text()).get("_class_name") == UpsamplerUNet.__name__:
+                return candidate
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: copy or train the upsampler anew") from error
     raise UserError(f"{folder}: no saved upsampler there; give a run folder made by `mgct train-upsampler`")
 
 

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -26,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ from mgct.data.media import (
     MediaError,
     Window,
     WindowReader,
+    check_rate_hz,
     decoder_version,
     find_files,
     for_each_file,
@@ -48,6 +50,7 @@ from mgct.types import ClipSpec
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
+_LARGEST_SIDE = 16384
 Status = Literal["taken", "refused", "ignored"]
 
 
@@ -85,8 +88,15 @@ class PrepareSettings:
             raise UserError(f"test_fraction must be between 0 and 1, got {self.test_fraction}")
         if self.shard_clips < 1:
             raise UserError(f"shard_clips must be at least 1, got {self.shard_clips}")
+        if not self.silence_dbfs <= 0:
+            raise UserError(f"silence_dbfs must be at most 0, which is full scale, got {self.silence_dbfs}")
+        if math.isnan(self.static_levels):
+            raise UserError("static_levels must be a number, got nan")
         if not self.file_limit_s > 0:
             raise UserError(f"file_limit_s must be above 0, got {self.file_limit_s}")
+        if self.clip.size > _LARGEST_SIDE:
+            raise UserError(f"clip.size must be at most {_LARGEST_SIDE}, got {self.clip.size}")
+        check_rate_hz(self.clip.sample_rate_hz)
 
     def as_json(self) -> dict[str, Any]:
         """The settings and the versions of format and decoder, as JSON."""
@@ -219,11 +229,13 @@ def prepare(
         UserError: nothing usable, a file refused under ``strict``, another preparation in ``out``, disk full, or a
             folder that cannot be read or written.
     """
-    stride_frames = clip.frames if stride_s is None else round(stride_s * clip.fps)
-    if stride_frames < 1:
-        raise UserError(f"stride_s must be at least one frame ({1 / clip.fps:g} s), got {stride_s}")
+    stride = float(clip.frames) if stride_s is None else stride_s * clip.fps
+    if not (math.isfinite(stride) and round(stride) >= 1):
+        raise UserError(f"stride_s must be at least one frame ({1 / clip.fps:g} s), and finite, got {stride_s}")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers must be at least 0, got {workers}")
     settings = PrepareSettings(
-        clip, stride_frames, fit, test_fraction, shard_clips, silence_dbfs, static_levels, file_limit_s
+        clip, round(stride), fit, test_fraction, shard_clips, silence_dbfs, static_levels, file_limit_s
     )
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies inside {source}: choose an output folder outside the videos' folder")
@@ -318,14 +330,22 @@ def _finished_records(out: Path, settings: PrepareSettings, hashes: set[str]) ->
         raise UserError(f"{out} was prepared with other settings ({'; '.join(changed)}): {again}")
     if index["sources"] != _sources_digest(hashes):
         raise UserError(f"{out} was prepared from other files than are there now: {again}")
-    files = json.loads((out / "report.json").read_text())["files"]
-    return {
-        file["sha256"]: _Record(
-            file["sha256"], file["reason"], file["detail"], file["skipped"], file["notes"], windows=file["windows"]
-        )
-        for file in files
-        if file["sha256"] and file["reason"] != "duplicate"
-    }
+    path = out / "report.json"
+    try:
+        records = {
+            file["sha256"]: _Record(
+                file["sha256"], file["reason"], file["detail"], file["skipped"], file["notes"], windows=file["windows"]
+            )
+            for file in json.loads(path.read_text())["files"]
+            if file["sha256"] and file["reason"] != "duplicate"
+        }
+        if records.keys() != hashes or not all(record.plausible for record in records.values()):
+            raise ValueError("other files than the index's, or values of another type")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is missing or damaged: choose another folder, or delete {out} to prepare anew"
+        ) from error
+    return records
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -336,26 +356,51 @@ def read_index(folder: Path) -> dict[str, Any]:
         the audio array, offset and size of the video array]}].
 
     Raises:
-        UserError: the folder is not prepared, not finished, or a shard is missing or cut short.
+        UserError: the folder is not prepared or not finished, its index is damaged, or a shard is missing or cut short.
     """
-    if not (folder / "index.json").is_file():
+    path = folder / "index.json"
+    if not path.is_file():
         if (folder / ".parts").is_dir():
             raise UserError(f"{folder} is not finished: run its mgct prepare again, it goes on where it stopped")
         raise UserError(
             f"{folder} is not a prepared folder (no index.json): run mgct prepare {folder} OUT, then use OUT"
         )
     try:
-        index = json.loads((folder / "index.json").read_text())
-        ClipSpec(**index["settings"]["clip"])
-        shards = [(folder / shard["path"], shard["bytes"]) for split in index["shards"].values() for shard in split]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / 'index.json'} was not written by mgct prepare, or is damaged: prepare anew"
-        ) from error
-    for path, size in shards:
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or cut short: delete {folder} and prepare it anew")
+        index: dict[str, Any] = json.loads(path.read_text())
+        shards = _checked_shards(index)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} was not written by mgct prepare, or is damaged: prepare anew") from error
+    for name, size in shards:
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise UserError(f"{folder / name} is missing or cut short: delete {folder} and prepare it anew")
     return index
+
+
+def _checked_shards(index: dict[str, Any]) -> list[tuple[str, int]]:
+    """(path, size) of each shard of an index.
+
+    Raises:
+        Exception: of many kinds, for what `prepare` does not write: a part that is missing or of another type, a shard
+            outside the folder, an array outside its shard.
+    """
+    clip = ClipSpec(**index["settings"]["clip"])
+    if not all(isinstance(value, int) for value in (clip.frames, clip.size, clip.sample_rate_hz)):
+        raise TypeError("clip")
+    if not isinstance(index["sources"], str):
+        raise TypeError("sources")
+    shards = [shard for split in index["shards"].values() for shard in split]
+    for shard in shards:
+        name = PurePosixPath(shard["path"])
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError("path")
+        if not all(isinstance(key, str) for key, *_ in shard["samples"]):
+            raise TypeError("key")
+        places = np.array([sample[1:] for sample in shard["samples"]] or np.zeros((0, 4), np.int64))
+        if places.dtype != np.int64 or places.shape != (len(shard["samples"]), 4) or (places < 0).any():
+            raise ValueError("places")
+        if (places[:, ::2] > shard["bytes"] - places[:, 1::2]).any():
+            raise ValueError("places outside the shard")
+    return [(shard["path"], shard["bytes"]) for shard in shards]
 
 
 def _sources_digest(hashes: set[str]) -> str:
@@ -402,18 +447,29 @@ class _Record:
     windows: int = 0
     blocks: list[_Block] = field(default_factory=list)
 
+    @property
+    def plausible(self) -> bool:
+        """Whether what was read from a file is of the types that were written."""
+        texts = (self.sha256, self.reason, self.detail, *self.notes)
+        counts = (self.windows, *self.skipped.values())
+        return all(isinstance(text, str) for text in texts) and all(isinstance(count, int) for count in counts)
+
     @staticmethod
     def path(parts: Path, sha256: str) -> Path:
         return parts / f"{sha256}.json"
 
     @classmethod
     def read(cls, parts: Path, sha256: str) -> _Record:
-        stored = json.loads(cls.path(parts, sha256).read_text())
-        blocks = [
-            _Block(block["key"], block["offset"], block["length"], tuple(block["audio"]), tuple(block["video"]))
-            for block in stored.pop("blocks")
-        ]
-        return cls(**stored, blocks=blocks)
+        path = cls.path(parts, sha256)
+        try:
+            stored = json.loads(path.read_text())
+            blocks = [
+                _Block(block["key"], block["offset"], block["length"], tuple(block["audio"]), tuple(block["video"]))
+                for block in stored.pop("blocks")
+            ]
+            return cls(**stored, blocks=blocks)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: delete it and run this again") from error
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ import os
 import re
 import tarfile
 import time
+import tokenize
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -46,7 +47,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, read_clip
+from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, one_line, read_clip
 from mgct.data.prepare import SPLITS, read_index
 from mgct.errors import UserError
 from mgct.gpu import send
@@ -56,6 +57,7 @@ from mgct.types import AVSample, ClipSpec, concatenate, quantise
 _OPEN_SHARDS = 64
 _SHUFFLE_BUFFER = 256
 _RETRY_AFTER_S = (0.5, 2.0, 8.0)
+_LARGEST_WORLD = 2**40
 _URL = re.compile(r"(https?://|pipe:)")
 
 
@@ -117,6 +119,12 @@ def make_loader(
             f"impossible loader: batch_size {batch_size}, num_workers {num_workers}, start_step {start_step}, "
             f"rank {rank} of {world_size}"
         )
+    try:
+        np.empty((batch_size, math.prod(clip.video_shape) + 2 * clip.audio_samples), np.uint8)  # pages none of it
+    except (MemoryError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"a batch of {batch_size} clips of {_describe(clip)} does not fit into memory: use a smaller batch_size"
+        ) from error
     workers: dict[str, Any] = {"num_workers": num_workers}
     if _URL.match(source):
         layout = _Layout(batch_size, rank, world_size, seed, start_step)
@@ -234,13 +242,17 @@ class _WorldClips:
     def parse(cls, source: str, clip: ClipSpec, split: str, seed: int) -> _WorldClips:
         """``world:NAME`` draws from the run's seed, ``world:NAME:COUNT`` is one fixed set; splits share no clip."""
         _, name, *rest = source.split(":")
-        if len(rest) > 1 or (rest and not (rest[0].isdecimal() and int(rest[0]) > 0)):
-            raise UserError(f"{source!r} is no world: write world:NAME or world:NAME:COUNT, as in world:landscape:2048")
+        count = int(rest[0]) if rest and rest[0].isdecimal() and len(rest[0]) < 20 else 0
+        if len(rest) > 1 or (rest and not 0 < count <= _LARGEST_WORLD):
+            raise UserError(
+                f"{source!r} is no world: write world:NAME or world:NAME:COUNT, as in world:landscape:2048, with a "
+                f"count of at most {_LARGEST_WORLD}"
+            )
         if split not in SPLITS:
             raise UserError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
         base = 0 if rest else seed
         drawn_from = base if split == "train" else derive_seed("world split", base, split)
-        return cls(name, int(rest[0]) if rest else _ENDLESS, clip, drawn_from)
+        return cls(name, count or _ENDLESS, clip, drawn_from)
 
     def __len__(self) -> int:
         return self._count
@@ -318,13 +330,16 @@ class _StoredClips:
     def _read(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         shard, *places = (int(value) for value in self._places[number])
         audio, video = (self._bytes(shard, *place) for place in (places[:2], places[2:]))
-        return _npy(video, np.uint8), _npy(audio, np.int16)
+        return _npy(video, np.uint8, 4), _npy(audio, np.int16, 2)
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._handles:
             if len(self._handles) >= _OPEN_SHARDS:
                 os.close(self._handles.popitem(last=False)[1])
-            self._handles[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            try:
+                self._handles[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self._paths[shard]} cannot be read ({error.strerror})") from error
         self._handles.move_to_end(shard)
         content = os.pread(self._handles[shard], size, offset)
         if len(content) != size:
@@ -421,7 +436,10 @@ class _Positioned(Dataset[Any]):
 @functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-    return torch.randperm(count, generator=generator)
+    try:
+        return torch.randperm(count, generator=generator)
+    except RuntimeError as error:
+        raise UserError(f"the order of {count} clips does not fit into memory: use fewer, or world:NAME") from error
 
 
 @dataclass(frozen=True)
@@ -470,15 +488,15 @@ class _DrawnAhead:
 # --------------------------------------------------------------------------------------------------------------- arrays
 
 
-def _npy(content: bytes, dtype: type[np.generic]) -> NDArray[Any]:
+def _npy(content: bytes, dtype: type[np.generic], axes: int) -> NDArray[Any]:
     """The array in the bytes of an .npy file, without a copy and without pickle."""
     try:
         shape, found, start = _npy_header(content[:128])
         array = np.frombuffer(content, found, offset=start).reshape(shape)
-    except ValueError as error:
-        raise UserError(f"a clip's array is damaged ({error})") from error
-    if array.dtype != dtype:
-        raise UserError(f"a clip's array holds {array.dtype}, not {np.dtype(dtype)}")
+    except (ValueError, OverflowError, SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"a clip's array is damaged ({one_line(str(error))})") from error
+    if array.dtype != dtype or array.ndim != axes:
+        raise UserError(f"a clip's array holds {array.dtype} {array.shape}, not {np.dtype(dtype)} with {axes} axes")
     return array
 
 
@@ -579,7 +597,12 @@ def _urls(source: str) -> list[str]:
     for part in re.split(r",(?=https?://|pipe:)", source):
         if not _URL.match(part):
             raise UserError(f"{part!r} is no URL: each part must start with http://, https:// or pipe:")
-        urls.extend(braceexpand.braceexpand(part))
+        try:
+            urls.extend(braceexpand.braceexpand(part))
+        except ValueError as error:
+            raise UserError(
+                f"the braces of {part!r} cannot be expanded ({error}): write {{0..9}} or {{a,b}}, and \\{{ for a brace"
+            ) from error
     return urls
 
 
@@ -637,7 +660,7 @@ def _stream_samples(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
                     raise tarfile.ReadError("it ends too early")
             finally:
                 stream.close()
-        except (tarfile.TarError, http.client.HTTPException, urllib.error.URLError, OSError) as error:
+        except (tarfile.TarError, http.client.HTTPException, urllib.error.URLError, OSError, ValueError) as error:
             found = re.search(r"exit \d+", str(error)) if url.startswith("pipe:") else None
             reason = f"the command ends with {found[0]}" if found else (error.args[0] if error.args else error)
             raise UserError(f"{url} cannot be read as a tar of clips ({reason}): check it, then resume") from error
@@ -647,14 +670,17 @@ def _decode_sample(sample: dict[str, Any], clip: ClipSpec) -> tuple[NDArray[np.u
     where = f"{sample['__url__']} ({sample['__key__']})"
     if not {"video.npy", "audio.npy"} <= sample.keys():
         raise UserError(f"{where} has no video.npy and audio.npy: these are not shards written by mgct prepare")
-    video, audio = _npy(sample["video.npy"], np.uint8), _npy(sample["audio.npy"], np.int16)
-    facts = json.loads(sample.get("json", b"{}"))
-    stored = ClipSpec(
-        video.shape[0],
-        facts.get("fps", clip.fps),
-        video.shape[-1],
-        facts.get("sample_rate_hz", clip.sample_rate_hz),
-    )
+    video, audio = _npy(sample["video.npy"], np.uint8, 4), _npy(sample["audio.npy"], np.int16, 2)
+    try:
+        facts = json.loads(sample.get("json", b"{}"))
+        stored = ClipSpec(
+            video.shape[0],
+            facts.get("fps", clip.fps),
+            video.shape[-1],
+            facts.get("sample_rate_hz", clip.sample_rate_hz),
+        )
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{where} has a damaged .json: prepare the videos anew") from error
     _spare_frames(stored, clip, where)
     return video, audio
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mgct.errors import UserError
+from mgct.files import write_whole
 
 
 @dataclass
@@ -118,9 +118,11 @@ class MetricCard:
             content = json.loads(text)
             content["values"] = [MetricValue(**value) for value in content["values"]]
             content["real"], content["fake"] = Side(**content["real"]), Side(**content["fake"])
-            return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
+            card = cls(**content)
+            card.to_markdown()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"no metric card: {error}") from error
+        return card
 
     def to_markdown(self) -> str:
         """The card for people."""
@@ -153,10 +155,9 @@ class MetricCard:
             path = path.with_suffix("")
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_name(path.name + ".json"), path.with_name(path.name + ".md")
-        for file, text in zip(reversed(written), (self.to_markdown(), self.to_json()), strict=True):
-            partial = file.with_name(f".{os.getpid()}.{file.name}")
-            partial.write_text(text)
-            partial.replace(file)
+        content, table = self.to_json(), self.to_markdown()
+        write_whole(written[1], lambda draft: draft.write_text(table))
+        write_whole(written[0], lambda draft: draft.write_text(content))
         return written
 
     @classmethod
@@ -167,7 +168,7 @@ class MetricCard:
             UserError: no such file, or no card.
         """
         if not path.is_file():
-            raise UserError(f"no metric card at {path}")
+            raise UserError(f"no metric card at {path}; give the .json that `mgct evaluate` wrote")
         try:
             return cls.from_json(path.read_text())
         except (UserError, UnicodeDecodeError) as error:

@@ -145,6 +145,11 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     return float(_weighted_mmd(real, fake, next(ones), next(ones)))
 
 
+def _generator(seed: int) -> torch.Generator:
+    """Random numbers of any integer."""
+    return torch.Generator().manual_seed(seed % 2**64)
+
+
 def _draws(count: int, draws: int, generator: torch.Generator) -> Tensor:
     """How often each of ``count`` clips occurs in each bootstrap draw: (draws, count) float64, rows sum to count."""
     picked = torch.randint(count, (draws, count), generator=generator)
@@ -178,7 +183,7 @@ def frechet_interval(
     """
     value = frechet_distance(real, fake)
     real, fake = _checked(real, fake)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
 
     def resampled(features: Tensor) -> Gaussian:
         return gaussian(features[torch.randint(len(features), (len(features),), generator=generator)])
@@ -193,7 +198,7 @@ def kernel_interval(
     """`kernel_distance` with a bootstrap interval over the clips of both sides; arguments as in `frechet_interval`."""
     value = kernel_distance(real, fake)
     real, fake = _checked(real, fake)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     weights = _draws(len(real), draws, generator), _draws(len(fake), draws, generator)
     return _around(value, _weighted_mmd(real, fake, *weights), confidence)
 
@@ -212,7 +217,7 @@ def frechet_at_infinity(real: Tensor, fake: Tensor, *, points: int = 8, seed: in
         seed: of the subsets.
     """
     real, fake = _checked(real, fake)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
 
     def subset(features: Tensor, fraction: float) -> Gaussian:
         count = max(2, round(fraction * len(features)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
 import warnings
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import mgct
 from mgct.errors import UserError
+from mgct.files import write_whole
 from mgct.metrics import sync
 from mgct.metrics.card import MetricCard, MetricValue, Side
 from mgct.metrics.distances import RankDeficientWarning
@@ -119,9 +119,7 @@ class Extractor:
                 raise UserError(f"the cached features in {path} are damaged; delete that file") from error
         found = encoder(clips, spec)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"features": found.contiguous()}, partial)
-        partial.replace(path)
+        write_whole(path, lambda draft: save_file({"features": found.contiguous()}, draft))
         return found
 
 
@@ -394,8 +392,8 @@ def evaluate(
         The card; nothing is written.
 
     Raises:
-        UserError: too few clips, clips the protocol does not measure, weights that cannot be had, or a reference that
-            was measured otherwise.
+        UserError: too few clips, clips the protocol does not measure, weights that cannot be had, no such device, or a
+            reference that was measured otherwise.
     """
     started = time.monotonic()
     chosen = get_protocol(protocol) if isinstance(protocol, str) else protocol

@@ -122,7 +122,7 @@ class SampleSource:
         folder: of the files.
 
     Raises:
-        UserError: a file of another kind, or files of different clips.
+        UserError: a file of another kind or whose clips are not as it says, or files of different clips.
     """
 
     container = "safetensors"
@@ -135,12 +135,20 @@ class SampleSource:
         for path in _sample_files(folder):
             try:
                 with safe_open(path, "pt") as file:
-                    specs.add(ClipSpec(**json.loads(file.metadata()["clip"])))
-                    count = file.get_slice("video").get_shape()[0]
+                    spec = ClipSpec(**json.loads(file.metadata()["clip"]))
+                    parts = [file.get_slice(name) for name in ("video", "audio")]
+                    found = [(part.get_dtype(), *part.get_shape()) for part in parts]
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{path} is no file of samples (tensors video, audio; metadata clip): {error}"
                 ) from error
+            count = found[0][1] if len(found[0]) > 1 else 0
+            if found != [("U8", count, *spec.video_shape), ("I16", count, *spec.audio_shape)]:
+                raise UserError(
+                    f"{path} holds video {found[0]} and audio {found[1]}: not clips as its metadata say, uint8 and "
+                    f"int16 of {spec}; make it anew"
+                )
+            specs.add(spec)
             self.blocks.append(_Block(path, self.total))
             self.total += count
         if len(specs) != 1:
@@ -179,10 +187,11 @@ class StoredSource:
 
     def __init__(self, source: str, spec: ClipSpec | None, split: str) -> None:
         from mgct.data import shards
+        from mgct.data.prepare import read_index
 
         index = Path(source) / "index.json"
         if spec is None and index.is_file():
-            spec = ClipSpec(**json.loads(index.read_text())["settings"]["clip"])
+            spec = ClipSpec(**read_index(Path(source))["settings"]["clip"])
         self.spec = spec or ClipSpec()
         self.container = "world" if source.startswith("world:") else "shards"
         self.origin = source if self.container == "world" else Path(source).name

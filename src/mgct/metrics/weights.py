@@ -18,7 +18,8 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgct.errors import UserError
+from mgct.files import write_whole
 
 NETWORKS = ("i3d", "soundnet", "audioclip", "vggish")
 """Names `fetch_weights` knows; each is a module of `mgct.metrics.encoders` with a constant ``WEIGHTS``."""
@@ -171,28 +173,44 @@ def _member(archive: Path, source: WeightSource) -> bytes:
         return stream.read()
 
 
+@contextmanager
+def _reading(what: object, source: WeightSource) -> Iterator[None]:
+    """Whatever a reader makes of a damaged file as one line."""
+    try:
+        yield
+    except (UserError, PermissionError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{what} cannot be read as weights of {source.name}: it is damaged or another file; get {source.filename} "
+            f"from {source.address}"
+        ) from error
+
+
 def _from_bytes(data: bytes, source: WeightSource, what: str) -> dict[str, Tensor]:
     _check_sha256(data, source.sha256, what)
-    if data.startswith(b"PK"):
-        return source.convert(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    return source.convert(read_arrays(data))
+    with _reading(what, source):
+        if data.startswith(b"PK"):
+            return source.convert(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        return source.convert(read_arrays(data))
 
 
 def _from_file(path: Path, source: WeightSource) -> dict[str, Tensor]:
     """State_dict of a file given by path: safetensors, a torch file, the source archive, or the file in it."""
     if not path.is_file():
         raise UserError(f"no file of weights at {path}")
-    if path.suffix == ".safetensors":
-        return source.convert(load_file(path))
-    if path.suffix in {".pt", ".pth"}:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(f"{path} is not a plain file of tensors; it was not loaded") from error
-        return source.convert(content)
-    if path.name.endswith(".tar.gz"):
-        return _from_bytes(_member(path, source), source, source.member)
-    return _from_bytes(path.read_bytes(), source, str(path))
+    with _reading(path, source):
+        if path.suffix == ".safetensors":
+            return source.convert(load_file(path))
+        if path.suffix in {".pt", ".pth"}:
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise UserError(f"{path} is not a plain file of tensors; it was not loaded") from error
+            return source.convert(content)
+        if path.name.endswith(".tar.gz"):
+            return _from_bytes(_member(path, source), source, source.member)
+        return _from_bytes(path.read_bytes(), source, str(path))
 
 
 def weight_source(name: str) -> WeightSource:
@@ -231,10 +249,8 @@ def fetch_weights(name: str, path: Path | None = None) -> Path:
         tensors = _from_bytes(_http_download(source), source, source.filename)
     target = cache_folder() / "weights" / f"{name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    digest = tensors_sha256(tensors)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, partial, {"tensors_sha256": digest})
-    partial.replace(target)
+    stored = {key: value.contiguous() for key, value in tensors.items()}
+    write_whole(target, lambda draft: save_file(stored, draft, {"tensors_sha256": tensors_sha256(tensors)}))
     return target
 
 

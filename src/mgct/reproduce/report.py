@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mgct.files import write_whole
 from mgct.metrics.card import MetricValue
 from mgct.metrics.protocols import get_protocol
 from mgct.plots import Estimate, calls_figure, clips_figure, compare_figure
@@ -22,11 +22,9 @@ _NOTHING = "–"
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make a file beside ``path``, then move it there in one step."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    """`write_whole` in a folder that is made if need be; returns the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(partial)
-    partial.replace(path)
+    write_whole(path, write)
     return path
 
 

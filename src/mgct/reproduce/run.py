@@ -103,13 +103,15 @@ FIGURE_CLIPS = {"figure2": 6, "figure3": 4}
 
 def sample_figure(study: Study, name: FigureName, calls: int | None = None, num: int | None = None) -> dict[str, Path]:
     """Make the clips of a figure with the paper's sampler, the same seeds for every role; role → their folder."""
+    if num is not None and num < 1:
+        raise UserError(f"num must be at least 1, got {num}")
     shown = {"baseline"} if name == "figure3" else set()
     shown |= {role for role in study.models if role.startswith("mgct") and role != "mgct-no-mct"}
     wanted = [role for role in study.models if role in shown]
     wanted.sort(key=lambda role: role != "baseline")
     if not wanted:
         raise UserError(f"{name} needs a role that begins with mgct; the models file has {', '.join(study.models)}")
-    sampling = Sampling("dpm-solver", calls or FIGURE_CALLS[name])
+    sampling = Sampling("dpm-solver", FIGURE_CALLS[name] if calls is None else calls)
     return {role: study.sample(role, sampling, num or FIGURE_CLIPS[name]) for role in wanted}
 
 
@@ -129,7 +131,7 @@ def reproduce_figure(study: Study, name: FigureName, calls: int | None = None, n
         The files written: PNGs, and a Markdown that says what they show and which roles are missing.
 
     Raises:
-        UserError: no model for it.
+        UserError: no model for it, or no clip or call asked for.
     """
     folders = sample_figure(study, name, calls, num)
     clips = {role: _read(folder) for role, folder in folders.items()}

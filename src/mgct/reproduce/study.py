@@ -156,28 +156,41 @@ class _Clock:
         return clips
 
 
+class _Batch(NamedTuple):
+    """A line of `_Clock`: batch size, device and turns are its setting."""
+
+    clips: int
+    seconds_per_clip: float
+    first: bool
+    setting: tuple[int, str, bool]
+
+    @classmethod
+    def read(cls, text: str) -> _Batch | None:
+        """The line, or None of one that is damaged: during which the process was killed, say."""
+        try:
+            line = json.loads(text)
+            setting = line["batch_size"], line["where"], line["in_turns"]
+            return cls(line["clips"], line["seconds"] / line["clips"], line["first"], setting)
+        except (ValueError, TypeError, KeyError, ZeroDivisionError):
+            return None
+
+
 def read_speed(folder: Path) -> Speed | None:
     """Time to sample a clip of a folder of samples; None where no batch was timed.
 
     Of several settings the one timed last counts, before it one timed in turns. The first batch of a process and
     smaller ones are left out where there are others.
     """
-    lines = []
-    for path in sorted(folder.glob("speed-*.jsonl")):
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:  # the line during which the process was killed
-                continue
-    if not lines:
+    texts = [path.read_text(errors="replace") for path in sorted(folder.glob("speed-*.jsonl"))]
+    batches = [batch for text in texts for batch in map(_Batch.read, text.splitlines()) if batch]
+    if not batches:
         return None
-    last = next((line for line in reversed(lines) if line["in_turns"]), lines[-1])
-    setting = (last["batch_size"], last["where"], last["in_turns"])
-    same = [line for line in lines if (line["batch_size"], line["where"], line["in_turns"]) == setting]
-    most = max(line["clips"] for line in same)
-    whole = [line for line in same if line["clips"] == most]
-    chosen = [line for line in whole if not line["first"]] or whole
-    return Speed(min(line["seconds"] / line["clips"] for line in chosen), *setting)
+    setting = next((batch.setting for batch in reversed(batches) if batch.setting[2]), batches[-1].setting)
+    same = [batch for batch in batches if batch.setting == setting]
+    most = max(batch.clips for batch in same)
+    whole = [batch for batch in same if batch.clips == most]
+    chosen = [batch for batch in whole if not batch.first] or whole
+    return Speed(min(batch.seconds_per_clip for batch in chosen), *setting)
 
 
 class Study:
@@ -257,7 +270,10 @@ class Study:
         folder = self.samples(role, sampling, count)
         if any(folder.glob("clips_*.safetensors")) and len(SampleSource(folder)) == count:
             return folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error.strerror}); name another folder by --out") from error
         pipe = self._pipe(role)
         with _unlike_recommended():
             sample_to_folder(

@@ -17,7 +17,7 @@ from mgct.data.media.files import MEDIA_SUFFIXES, find_files, one_line
 from mgct.data.media.mp4 import AAC_RATES_HZ, aac_rate_hz, write_mp4
 from mgct.data.media.pictures import Fit, VideoReader, display_transform, scaled_size, to_square
 from mgct.data.media.processes import for_each_file
-from mgct.data.media.sound import AudioReader, resample, to_int16
+from mgct.data.media.sound import AudioReader, check_rate_hz, resample, to_int16
 from mgct.data.media.track import decoder_version
 from mgct.data.media.windows import Window, WindowReader, read_clip
 
@@ -33,6 +33,7 @@ __all__ = [
     "Window",
     "WindowReader",
     "aac_rate_hz",
+    "check_rate_hz",
     "decoder_version",
     "display_transform",
     "find_files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from fractions import Fraction
@@ -67,7 +68,8 @@ def write_mp4(path: Path, video: Tensor, audio: Tensor, *, fps: float, sample_ra
     except OSError as error:
         raise UserError(f"cannot write {path}: {words(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what kept it from being written
+            temporary.unlink(missing_ok=True)
 
 
 def _check_writable_clip(video: Tensor, audio: Tensor, fps: float, sample_rate_hz: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mgct.data.media.error import MediaError
+from mgct.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -57,7 +58,14 @@ def for_each_file(
 
     Returns:
         The results in the order of the jobs.
+
+    Raises:
+        UserError: a limit or a number of workers that cannot be.
     """
+    if not limit_s > 0:
+        raise UserError(f"file_limit_s must be above 0, got {limit_s}")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers must be at least 0, got {workers}")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cpus if workers is None else workers, len(jobs))
     results: dict[int, Result] = {}

@@ -15,9 +15,21 @@ from numpy.typing import NDArray
 
 from mgct.data.media.error import MediaError
 from mgct.data.media.track import AUDIO_JITTER_S, LONGEST_GAP_S, Reader
+from mgct.errors import UserError
 
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _MOST_CHANNELS = 8
+_HIGHEST_RATE_HZ = 768_000
+
+
+def check_rate_hz(rate_hz: int) -> None:
+    """Refuse to resample to a rate that no sound has.
+
+    Raises:
+        UserError: it is too high.
+    """
+    if rate_hz > _HIGHEST_RATE_HZ:
+        raise UserError(f"clip.sample_rate_hz must be at most {_HIGHEST_RATE_HZ}, got {rate_hz}")
 
 
 def mono(frame: Any) -> NDArray[np.float32]:
@@ -136,9 +148,11 @@ class AudioReader(Reader):
 
     Raises:
         MediaError: unreadable, or no audio.
+        UserError: a sample rate that is too high.
     """
 
     def __init__(self, path: Path, *, sample_rate_hz: int, origin_s: float = 0.0, start_s: float = 0.0) -> None:
+        check_rate_hz(sample_rate_hz)
         super().__init__(path, "audio")
         self._rate, self._origin_s = sample_rate_hz, origin_s
         self._next = round(start_s * sample_rate_hz)

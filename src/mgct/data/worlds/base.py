@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from mgct.data.worlds.random import Draws, clip_keys
 from mgct.data.worlds.sound import Tape
 from mgct.errors import UserError
 from mgct.types import AVSample, ClipSpec
+
+_LARGEST_CLIP = 2**30
 
 
 @dataclass
@@ -98,11 +101,16 @@ class World(ABC):
             The clips with labels, factors and events, on ``device``.
 
         Raises:
-            UserError: no index, a negative index, or a frame smaller than 8 pixels.
+            UserError: no index, a negative index, a frame smaller than 8 pixels, or a clip beyond all measure.
         """
         keys = self._keys(indices, seed)
         if clip.size < 8:
             raise UserError(f"world {self.name!r} draws frames of at least 8 pixels, got size {clip.size}")
+        if max(prod(clip.video_shape), clip.audio_samples) > _LARGEST_CLIP:
+            raise UserError(
+                f"a clip of {clip.frames} frames of {clip.size}x{clip.size} and {clip.seconds:g} s at "
+                f"{clip.sample_rate_hz} Hz is too large to draw: choose a smaller or shorter one"
+            )
         labels = Draws(keys).integers("label", len(self.classes))
         order, parts = self._chunks(labels, clip, torch.device(device))
         scenes = [self._draw(label, keys[chosen].to(device), clip) for label, chosen in parts]

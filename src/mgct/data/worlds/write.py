@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mgct.data.worlds.base import World
-from mgct.errors import UserError
+from mgct.errors import UserError, explain_memory
 from mgct.types import ClipSpec, quantise
 
 
@@ -41,9 +41,9 @@ def write_world(
         The files written, in order.
 
     Raises:
-        UserError: unknown world, nothing to write, an odd size, or ``out`` is taken.
+        UserError: unknown world, nothing to write, an odd size, a clip beyond all measure, or ``out`` is taken.
     """
-    from mgct.data.media import write_mp4
+    from mgct.data.media import check_rate_hz, write_mp4
     from mgct.data.worlds import get_world
 
     world: World = get_world(name)
@@ -51,6 +51,7 @@ def write_world(
         raise UserError(f"num must be at least 1 and start at least 0, got num={num}, start={start}")
     if clip.size % 2:
         raise UserError(f"clip.size must be even to be stored as H.264, got {clip.size}")
+    check_rate_hz(clip.sample_rate_hz)
     table = out / "labels.jsonl"
     if table.exists():
         raise UserError(f"{table} exists already; choose another folder or remove it")
@@ -64,8 +65,9 @@ def write_world(
     with tqdm(total=num, unit="clip", desc=f"world {name}", disable=not progress) as bar:
         for first in range(start, start + num, batch_size):
             indices = range(first, min(first + batch_size, start + num))
-            drawn = world.render(indices, clip, seed)
-            stored = quantise(drawn.clips)
+            with explain_memory("clip.size", clip.size):
+                drawn = world.render(indices, clip, seed)
+                stored = quantise(drawn.clips)
             for row, index in enumerate(indices):
                 path = out / f"{name}_{index:0{width}d}.mp4"
                 write_mp4(path, stored.video[row], stored.audio[row], fps=clip.fps, sample_rate_hz=clip.sample_rate_hz)

@@ -83,8 +83,14 @@ def load_encoder(name: str, weights: Path | None = None, device: torch.device | 
         device: where to compute.
 
     Raises:
-        UserError: unknown name, or weights that cannot be had.
+        UserError: unknown name, weights that cannot be had, or no such device.
     """
     if name not in ENCODERS:
         raise UserError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(
+            f"device {device} cannot be used here; give --device cpu, or cuda where there is a GPU (see mgct doctor)"
+        ) from error
     return ENCODERS[name](weights, device)

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,7 +118,10 @@ def _load(network: nn.Module, bundled: str, path: Path | None) -> tuple[str, boo
     if path is not None:
         if not path.is_file():
             raise UserError(f"no file of weights at {path}")
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is no safetensors file, or is damaged: {error}") from error
     else:
         tensors = load((resources.files("mgct.metrics.encoders") / bundled).read_bytes())
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
