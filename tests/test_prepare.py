@@ -25,6 +25,7 @@ from mgct.data.inspect import as_json, as_table, inspect_folder
 from mgct.data.media import WindowReader
 from mgct.data.prepare import prepare
 from mgct.errors import UserError
+from mgct.files import locked
 from mgct.types import ClipSpec
 from tests.media_files import write_media
 
@@ -359,7 +360,7 @@ def test_output_that_is_a_file_is_one_line(videos, tmp_path):
 
 def test_two_runs_at_once_are_refused(videos, tmp_path):
     (tmp_path / "out").mkdir()
-    with preparing._only_writer(tmp_path / "out"), pytest.raises(UserError, match="another mgct prepare is writing"):
+    with locked(tmp_path / "out", "mgct prepare"), pytest.raises(UserError, match="another mgct prepare is writing"):
         run(videos, tmp_path / "out")
 
 

@@ -10,20 +10,39 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mgct.errors import UserError
-from mgct.files import write_whole
+from mgct.files import locked, write_whole
 
 STATE_FILE = "state.json"
+
+
+@contextmanager
+def run_folder(out: Path, config_yaml: str, command: str) -> Iterator[None]:
+    """Make the run folder, keep others off it, and keep the configuration in it.
+
+    Raises:
+        UserError: it cannot be made, or another process trains in it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be made ({error.strerror}); choose another --out") from error
+    with locked(out, command):
+        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
+        write_whole(out / "config.yaml", lambda draft: draft.write_text(text))
+        yield
 
 
 @dataclass(frozen=True)

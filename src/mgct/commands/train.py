@@ -15,12 +15,11 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, run_folder
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError, explain_memory
-from mgct.files import locked, write_whole
 from mgct.layout import make_accelerator
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
@@ -145,7 +144,11 @@ def train(
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator)
-    with _run_folder(out, config_yaml) if accelerator.is_main_process and not find_batch_size else nullcontext():
+    with (
+        run_folder(out, config_yaml, "mgct train")
+        if accelerator.is_main_process and not find_batch_size
+        else nullcontext()
+    ):
         accelerator.wait_for_everyone()
         config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
         trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
@@ -224,19 +227,6 @@ def _start_timestep(source: str) -> int | None:
         return json.loads(index.read_text()).get("start_timestep")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{index} is damaged; export or copy the model anew") from error
-
-
-@contextmanager
-def _run_folder(out: Path, config_yaml: str) -> Iterator[None]:
-    """Make the run folder, keep others off it, and keep the configuration in it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: the run folder cannot be made ({error.strerror}); choose another --out") from error
-    with locked(out, "mgct train"):
-        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
-        write_whole(out / "config.yaml", lambda draft: draft.write_text(text))
-        yield
 
 
 def _replace_folder(pipe: AVPipeline, folder: Path, facts: ModelFacts) -> None:

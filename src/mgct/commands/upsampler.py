@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
-from mgct.checkpoint import list_checkpoints, read_checkpoint
+from mgct.checkpoint import list_checkpoints, read_checkpoint, run_folder
 from mgct.convert import read_state_dict
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError, explain_memory
@@ -84,22 +84,22 @@ def train_upsampler(
         )
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
-    if accelerator.is_main_process:
-        _make_run_folder(out, config_yaml)
-    accelerator.wait_for_everyone()
-    schedule = NoiseSchedule(device=accelerator.device)
-    trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
-    if checkpoint is not None:
-        trainer.load(checkpoint)
-    if accelerator.is_main_process:
-        small = clip.size // unet.config["scale"]
-        print(
-            f"{unet.num_parameters():,} parameters, {small} → {clip.size} pixels a side, on {accelerator.device} × "
-            f"{accelerator.num_processes}, from step {trainer.step} to {train.steps}",
-            file=sys.stderr,
-        )
-    trainer.fit()
-    if accelerator.is_main_process:
+    main = accelerator.is_main_process
+    with run_folder(out, config_yaml, "mgct train-upsampler") if main else nullcontext():
+        accelerator.wait_for_everyone()
+        schedule = NoiseSchedule(device=accelerator.device)
+        trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
+        if checkpoint is not None:
+            trainer.load(checkpoint)
+        if main:
+            small = clip.size // unet.config["scale"]
+            print(
+                f"{unet.num_parameters():,} parameters, {small} → {clip.size} pixels a side, on {accelerator.device} × "
+                f"{accelerator.num_processes}, from step {trainer.step} to {train.steps}",
+                file=sys.stderr,
+            )
+        trainer.fit()
+    if main:
         print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
 
 
@@ -164,13 +164,3 @@ def _load_weights(unet: UpsamplerUNet, source: str) -> None:
 def _plain(value: Any) -> Any:
     """The same value as JSON gives it back."""
     return json.loads(json.dumps(value))
-
-
-def _make_run_folder(out: Path, config_yaml: str) -> None:
-    """Make the run folder and keep the configuration in it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
-        (out / "config.yaml").write_text(text)
-    except OSError as error:
-        raise UserError(f"{out}: the run folder cannot be written ({error.strerror}); choose another --out") from error

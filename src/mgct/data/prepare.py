@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -46,6 +45,7 @@ from mgct.data.media import (
     one_line,
 )
 from mgct.errors import UserError
+from mgct.files import locked
 from mgct.types import ClipSpec
 
 FORMAT_VERSION = 1
@@ -240,7 +240,7 @@ def prepare(
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies inside {source}: choose an output folder outside the videos' folder")
     names, passed = find_files(source)
-    with _writing_to(out), _only_writer(out):
+    with _writing_to(out), locked(out, "mgct prepare"):
         hashes = _hashes(source, names)
         first_of = {sha: name for name, sha in sorted(hashes.items(), reverse=True) if sha}
         finished = _finished_records(out, settings, set(first_of))
@@ -282,20 +282,6 @@ def _writing_to(out: Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UserError(f"{out} cannot be written ({error.strerror}): choose another output folder") from error
         raise UserError(f"writing {out} failed: {error}") from error
-
-
-@contextlib.contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process ends, however it ends."""
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another mgct prepare is writing {out}: wait for it, or choose another folder") from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _parts_folder(out: Path, settings: PrepareSettings) -> Path:
