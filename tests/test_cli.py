@@ -52,10 +52,15 @@ def test_each_command_has_help(capsys, name):
         (["prepare", "no-such-folder", "out"], "no-such-folder"),
         (["worlds", "ocean", "out"], "ocean"),
         (["plot", "loss", "no-such-run", "x.png"], "no-such-run"),
+        (["worlds", "dance", "out", "--clip.frames", "0"], "clip.frames must be positive"),
+        (["worlds", "dance", "latin1.yaml/out"], "latin1.yaml"),
+        (["train", "--config", "latin1.yaml"], "not text in UTF-8"),
+        (["compare", "a.json", "b.json"], "no metric card at a.json"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Path("latin1.yaml").write_bytes("data: Tänze".encode("latin-1"))
     status, _, err = run(capsys, *arguments)
     assert status == 2
     lines = err.strip().splitlines()

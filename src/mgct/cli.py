@@ -93,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeError) as error:  # a folder or file that is not what it should be
         kind = "a file that is not text in UTF-8: " if isinstance(error, UnicodeError) else ""
         print(f"mgct: {kind}{' '.join(str(error).split())}", file=sys.stderr)
-        _drop_output()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return 2
     except KeyboardInterrupt:
         print("mgct: interrupted", file=sys.stderr)
