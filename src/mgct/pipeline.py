@@ -615,7 +615,7 @@ class AVPipeline(DiffusionPipeline):
         frames = seconds * self.clip.fps
         if not self.clip.frames - 0.5 <= frames < math.inf:
             raise UserError(
-                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}, or no number; ask for more"
+                f"seconds={seconds:g} is less than the model's own {self.clip.seconds:g}; ask for that or more"
             )
         return round(frames)
 
