@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +36,8 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
+    import fcntl  # not on Windows, where the rest of this module works
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
