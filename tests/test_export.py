@@ -27,6 +27,7 @@ def saved(unet, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_is_the_same_function(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
