@@ -364,8 +364,11 @@ def test_training_begins_from_given_weights(weights, trained, tiny_shards, tmp_p
         (["--train.learning_rate=.inf"], "train.learning_rate must be finite"),
         (["--train.max_grad_norm=.nan"], "train.max_grad_norm must be finite"),
         (["--train.batch_size=99999999999999"], "does not fit into memory"),
-        (["--model.scale=0"], "must be positive: scale=0"),
-        (["--model.num_heads=0", "--model.norm_num_groups=0"], "must be positive: num_heads=0, norm_num_groups=0"),
+        (["--model.scale=0"], "scale must be positive, got 0"),
+        (
+            ["--model.num_heads=0", "--model.norm_num_groups=0"],
+            "num_heads must be positive, got 0; norm_num_groups must be positive, got 0",
+        ),
         (["--model.channel_mult=[]"], "channel_mult must begin with 1"),
         (["--model.channel_mult=[1, 0]"], "channel_mult must begin with 1"),
         (["--model.norm_num_groups=7"], "not a multiple of norm_num_groups=7"),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
-from mgct.errors import UserError, explain_memory
+from mgct.errors import UserError, explain_damage, explain_memory
 from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
@@ -210,17 +210,8 @@ class AVPipeline(DiffusionPipeline):
                 f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
                 + (f", or one of the models that come with mgct: {', '.join(bundled)}" if bundled else "")
             )
-        try:
+        with explain_damage(path, "pipeline"):
             return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        except UserError:
-            raise
-        except Exception as error:  # what diffusers and its libraries raise for a damaged file is of every kind
-            if not local:
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path} cannot be loaded as a saved pipeline ({reason}); export or copy it anew"
-            ) from error
 
     @property
     def clip(self) -> ClipSpec:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import signal
 import sys
 import time
@@ -34,7 +33,7 @@ from mgct.checkpoint import (
     write_metrics,
 )
 from mgct.data.shards import ClipBatch
-from mgct.errors import UserError
+from mgct.errors import UserError, check_numbers
 from mgct.gpu import send
 from mgct.guard import Failure, StepGuard
 from mgct.layout import Layout, Network, Precision, placed_like
@@ -105,16 +104,9 @@ class TrainSettings:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"train.{name} must be finite, got {value}")
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "num_workers"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"train.{name} may not be negative, got {getattr(self, name)}")
+        not_negative = ("weight_decay", "warmup_steps", "num_workers")
+        check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgct import blocks, convolutions
-from mgct.errors import UserError
+from mgct.errors import UserError, check_loaded, check_numbers
 from mgct.norms import GroupNorm
 from mgct.recompute import made_again, offer
 from mgct.types import AVSample
@@ -112,8 +112,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
         counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
         counts |= {"num_head_channels": num_head_channels, "norm_num_groups": norm_num_groups}
         counts |= {"video_channels": video_channels, "audio_channels": audio_channels}
-        if bad := [f"{name}={value}" for name, value in counts.items() if value < 1]:
-            raise UserError(f"must be positive: {', '.join(bad)}")
+        check_numbers(counts, counts)
         if not channel_mult or min(channel_mult) < 1:
             raise UserError(f"channel_mult needs a positive width per level, got {list(channel_mult)}")
         if not 0 <= dropout < 1:
@@ -124,8 +123,8 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 f"{len(cross_attention_resolutions)} resolutions, {len(cross_attention_windows)} windows"
             )
         widths = [model_channels * mult for mult in channel_mult]
-        if uneven := [width for width in widths if width % norm_num_groups]:
-            raise UserError(f"level widths {uneven} are not multiples of norm_num_groups={norm_num_groups}")
+        if bad := [width for width in widths if width % norm_num_groups]:
+            raise UserError(f"level widths {bad} are not multiples of norm_num_groups={norm_num_groups}")
         window_at = dict(zip(cross_attention_resolutions, cross_attention_windows, strict=True))
         common: dict[str, Any] = {"num_heads": num_heads, "dropout": dropout, "num_groups": norm_num_groups}
 
@@ -276,9 +275,7 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
             UserError: tensors are missing or unexpected.
         """
         unet, info = super().from_pretrained(*args, **{**options, "output_loading_info": True})
-        problems = [f"{kind} {key}" for kind in ("missing", "unexpected") for key in info[f"{kind}_keys"]]
-        if problems:
-            raise UserError(f"the saved weights do not fit their network: {'; '.join(problems)}")
+        check_loaded(info)
         return (unet, info) if options.get("output_loading_info") else unet
 
     @classmethod

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mgct import samplers
 from mgct.convert import read_state_dict
-from mgct.errors import UserError, explain_memory
+from mgct.errors import UserError, check_loaded, check_numbers, explain_damage, explain_memory
 from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule, derive_seed, per_clip_randn
 from mgct.samplers import CLEAN, Point
 from mgct.types import AVSample
@@ -73,8 +73,7 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         super().__init__()
         counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
         counts |= {"scale": scale, "norm_num_groups": norm_num_groups}
-        if bad := [f"{name}={value}" for name, value in counts.items() if value < 1]:
-            raise UserError(f"must be positive: {', '.join(bad)}")
+        check_numbers(counts, counts)
         if residual_std is not None and not 0 < residual_std < math.inf:
             raise UserError(f"residual_std must be positive and finite, got {residual_std}")
         if not channel_mult or channel_mult[0] != 1 or min(channel_mult) < 1:
@@ -151,22 +150,11 @@ class UpsamplerUNet(ModelMixin, ConfigMixin):
         Raises:
             UserError: the folder's files are damaged.
         """
-        path = Path(pretrained_model_name_or_path)
-        try:
+        with explain_damage(Path(pretrained_model_name_or_path), "upsampler"):
             options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
             network, info = super().from_pretrained(pretrained_model_name_or_path, **options)
-            if problems := [f"{kind} {key}" for kind in ("missing", "unexpected") for key in info[f"{kind}_keys"]]:
-                raise UserError(f"{path}: the saved weights do not fit their network: {'; '.join(problems)}")
+            check_loaded(info)
             return network
-        except UserError:
-            raise
-        except Exception as error:  # what diffusers and its libraries raise for a damaged file is of every kind
-            if not path.exists():
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path} cannot be loaded as a saved upsampler ({reason}); copy or train it anew"
-            ) from error
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> UpsamplerUNet:

@@ -31,7 +31,7 @@ from mgct.checkpoint import (
     write_metrics,
 )
 from mgct.data.shards import ClipBatch
-from mgct.errors import UserError
+from mgct.errors import UserError, check_numbers
 from mgct.noise import ClipRandom, NoiseSchedule, add_noise, derive_seed
 from mgct.types import dequantise
 from mgct.upsampler import UpsamplerUNet, degrade, shrink, upsampler_loss
@@ -74,23 +74,9 @@ class UpsamplerTraining:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"train.{name} must be finite, got {value}")
-        for name in (
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "max_grad_norm",
-        ):
-            if not getattr(self, name) > 0:
-                raise UserError(f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps"):
-            if not getattr(self, name, 0) >= 0:
-                raise UserError(f"train.{name} may not be negative, got {getattr(self, name)}")
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        not_negative = ("weight_decay", "warmup_steps")
+        check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if not 0 <= self.final_rate_share <= 1:

@@ -540,15 +540,15 @@ def _make_part(job: _Job) -> None:
 
 def _make_parts(jobs: Sequence[_Job], limit_s: float, workers: int | None, progress: bool) -> None:
     """`_make_part` for every job that has no part yet, in several processes."""
-    todo = [job for job in jobs if not _Record.path(job.parts, job.sha256).is_file()]
+    missing = [job for job in jobs if not _Record.path(job.parts, job.sha256).is_file()]
     for_each_file(
         _make_part,
-        todo,
+        missing,
         on_crash=_record_crash,
         limit_s=limit_s,
         workers=workers,
         progress=progress,
-        done=len(jobs) - len(todo),
+        done=len(jobs) - len(missing),
     )
 
 
