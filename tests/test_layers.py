@@ -12,7 +12,7 @@ ROOT = Path(mgct.__file__).parent
 LAYERS = [
     {"errors", "bundled", "graphs", "gpu", "winograd", "recompute"},
     {"types", "files"},
-    {"kernels", "norms", "resampling"},
+    {"kernels", "norms", "resampling", "attention"},
     {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "data.worlds", "data.prepare", "data.inspect", "metrics.weights", "metrics.sync"},

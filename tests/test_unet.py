@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from mgct import MultimodalUNet, blocks, convolutions, gpu, resampling
+from mgct import MultimodalUNet, convolutions, gpu, resampling
+from mgct.attention import windowed_attention
 from mgct.convert import to_mm_diffusion
 from mgct.errors import UserError
 from mgct.norms import GroupNorm
@@ -371,12 +372,24 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
     for mine, theirs in zip(torch.autograd.grad(ours, leaves, probe), gradients, strict=True):
         torch.testing.assert_close(mine, theirs, **tolerance)
 
-    half_film = None if film is None else film.bfloat16()
-    half = norm.bfloat16()(x.bfloat16(), half_film, activate)
-    assert half.dtype == torch.bfloat16
-    assert float((half.to(dtype) - expected).detach().norm() / expected.detach().norm()) < 0.02
-    (half_gradient,) = torch.autograd.grad(half, x, probe.bfloat16())
-    assert float((half_gradient - gradients[0]).norm() / gradients[0].norm()) < 0.02
+    for own in (torch.float32, torch.bfloat16):  # the norm's, with a body in bfloat16
+        norm.to(own)
+        leaves[1:3] = norm.weight, norm.bias
+        half = norm(x.bfloat16(), None if film is None else film.bfloat16(), activate)
+        assert half.dtype == torch.bfloat16
+        halves = [half.to(dtype), *torch.autograd.grad(half, leaves, probe.bfloat16())]
+        for mine, theirs in zip(halves, [expected, *gradients], strict=True):
+            assert float((mine - theirs).detach().norm() / theirs.detach().norm()) < 0.02
+
+
+def test_sums_of_half_precision_are_of_float32():
+    """However many there are, and whether or not they can be cut into equal pieces."""
+    torch.manual_seed(0)
+    for positions in (1, 63, 640, 5000, 65536):
+        x = (torch.randn(2, positions, 3) + 0.3).bfloat16()
+        ours, exact = gpu.total(x, torch.float32), x.double().sum(1)
+        assert ours.dtype == torch.float32
+        assert float((ours - exact).abs().max() / exact.abs().max()) < 2e-3
 
 
 @pytest.mark.parametrize("activate", [False, True])
@@ -424,7 +437,7 @@ def test_windows_of_a_gpu_are_the_windows(monkeypatch, window):
     q, kv = torch.randn(2, 12, 2, 4), torch.randn(2, 20, 2, 2, 4, requires_grad=True)
 
     def result():
-        out = blocks.windowed_attention(q, *kv.unbind(2), num_frames=4, window=window, shift=2)
+        out = windowed_attention(q, *kv.unbind(2), num_frames=4, window=window, shift=2)
         return out, *torch.autograd.grad(out.square().sum(), kv)
 
     monkeypatch.setattr(gpu, "has_kernels", lambda _: False)

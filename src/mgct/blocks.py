@@ -9,13 +9,14 @@ resampling that is passed in.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgct import gpu
+from mgct.attention import attention, windowed_attention
 from mgct.convolutions import AudioConv, VideoConv, zero_init
 from mgct.norms import GroupNorm
 from mgct.recompute import offer
@@ -110,9 +111,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) → (N, T, C)."""
-        q, k, v = _linear(self.qkv, self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.project(h.transpose(1, 2).flatten(2))
+        q, k, v = _linear(self.qkv, self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return x + self.project(attention(q, k, v).flatten(2))
 
 
 class ResBlock(nn.Module):
@@ -176,86 +176,6 @@ class ResBlock(nn.Module):
         if self.audio_attention is not None:
             audio = self.audio_attention(audio)
         return video, audio
-
-
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, window: int, shift: int | Tensor) -> Tensor:
-    """Random-shift multi-modal attention: one modality's tokens to the other's, all frames in one call.
-
-    Both token sequences are cut into ``num_frames`` chunks; queries of chunk i see the keys of chunks
-    i+shift … i+shift+window-1, wrapping around the end. Queries left over by an uneven length go with the last chunk;
-    left-over keys are seen only by windows that wrap.
-
-    Args:
-        q: (B, L_q, H, D) queries, L_q ≥ num_frames.
-        k: (B, L_k, H, D) keys, L_k ≥ num_frames.
-        v: (B, L_k, H, D) values.
-        num_frames: number of chunks.
-        window: chunks that a query sees; as many as num_frames at most.
-        shift: offset of the window in chunks, an int or a scalar integer tensor.
-
-    Returns:
-        (B, L_q, H, D).
-    """
-    batch, q_length, k_length = q.shape[0], q.shape[1], k.shape[1]
-    q_chunk, k_chunk = q_length // num_frames, k_length // num_frames
-    if window == num_frames and k_length == num_frames * k_chunk:  # every window is everything
-        return _attention(q, k, v)
-    first, steps = torch.arange(num_frames, device=q.device)[:, None], torch.arange(window, device=q.device)
-    if k_length == num_frames * k_chunk:
-        chunks = ((first + shift + steps) % num_frames).flatten()
-        places = ((first - shift - steps) % num_frames * window + steps).flatten()
-        k, v = (_gather(x.unflatten(1, (num_frames, k_chunk)), chunks, places) for x in (k, v))
-        k, v = (x.view(batch, num_frames, window * k_chunk, *x.shape[3:]) for x in (k, v))
-    else:
-        seen = ((first + shift) * k_chunk + torch.arange(window * k_chunk, device=q.device)) % k_length
-        k, v = k[:, seen], v[:, seen]  # (B, F, window * k_chunk, H, D)
-    whole = q[:, : num_frames * q_chunk].unflatten(1, (num_frames, q_chunk))
-    out = _attention(whole.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).reshape(batch, -1, *q.shape[2:])
-    if q_length > num_frames * q_chunk:
-        out = torch.cat([out, _attention(q[:, num_frames * q_chunk :], k[:, -1], v[:, -1])], dim=1)
-    return out
-
-
-def _gather(x: Tensor, chunks: Tensor, places: Tensor) -> Tensor:
-    """`_Gather`, which costs little enough to be made again."""
-    return offer(_Gather.apply(x, chunks, places), _taken, x, chunks)
-
-
-def _taken(x: Tensor, chunks: Tensor) -> Tensor:
-    """Chunks of (B, F, …) one after the other."""
-    if gpu.has_kernels(x):
-        return gpu.kernels().take(x.flatten(3), chunks, 1).unflatten(3, x.shape[3:])
-    return x.index_select(1, chunks)
-
-
-class _Gather(torch.autograd.Function):
-    """Chunks of (B, F, …), each taken as often as any other: (B, F · w, …).
-
-    The backward pass gathers too, the w places that each chunk went to, and adds them up. That of an indexing would
-    scatter, which takes a GPU several times as long.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, chunks: Tensor, places: Tensor) -> Tensor:
-        """The chunks to take (F · w,), and the places that each of them is then found at (F · w,), w after w."""
-        ctx.save_for_backward(places)
-        ctx.count = x.shape[1]
-        return _taken(x, chunks)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of x."""
-        (places,) = ctx.saved_tensors
-        if gpu.has_kernels(grad):
-            summed = gpu.kernels().take(grad.flatten(3), places, len(places) // ctx.count)
-            return summed.unflatten(3, grad.shape[3:]), None, None
-        return grad.index_select(1, places).unflatten(1, (ctx.count, -1)).sum(2), None, None
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of (N, T, H, D) tensors."""
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -156,9 +157,9 @@ class Plain:
         each = x.shape[2] // groups
         if silu:
             grad = torch.ops.aten.silu_backward(grad, cls.affine(x, a, s, False))
-        grad_s = grad.sum(1, dtype=a.dtype)
+        grad_s = total(grad, a.dtype)
         whole = x.dtype == a.dtype
-        products = torch.linalg.vecdot(grad, x, dim=1) if whole else (grad * x).sum(1, dtype=a.dtype)
+        products = torch.linalg.vecdot(grad, x, dim=1) if whole else total(grad * x, a.dtype)
         grad_a = products - pivot * grad_s
 
         def over_group(values: Tensor) -> Tensor:
@@ -192,6 +193,18 @@ class Plain:
     def take(x: Tensor, index: Tensor, each: int) -> Tensor:
         """Sums of chunks."""
         return x.index_select(1, index).unflatten(1, (-1, each)).sum(2)
+
+
+def total(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums (N, C) over the positions of x (N, P, C), in ``dtype``.
+
+    A CPU makes a copy of half precision in ``dtype`` first, which takes several times as long as the sum; there up to
+    512 values at a time are summed in x's own dtype, which accumulates in float32 and rounds each such sum.
+    """
+    few = math.gcd(x.shape[1], 512)
+    if x.dtype != dtype and x.device.type == "cpu" and few >= 64:
+        x = x.unflatten(1, (-1, few)).sum(2)
+    return x.sum(1, dtype=dtype)
 
 
 def norm_state(

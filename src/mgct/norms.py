@@ -32,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
         if gpu.on_gpu(x):
             inputs = (x, self.weight, self.bias, film, offset, *settings)
             return offer(_NormOnGpu.apply(*inputs), lambda *given: _norm_on_gpu(*given)[0], *inputs)
-        if x.dtype in (torch.float32, torch.float64) and self.weight.dtype == x.dtype:
+        if x.device.type == "cpu" if x.dtype in HALF else self.weight.dtype == x.dtype:
             inputs = (x, self.weight, self.bias, film, *settings)
             return offer(_Norm.apply(*inputs), lambda *given: _norm(*given)[0], *inputs)
         rows, channels = x.shape[0], x.shape[-1]
@@ -60,10 +60,13 @@ def _norm(
     rows, channels = x.shape[0], x.shape[-1]
     positions = x.numel() // (rows * channels)
     image = x.view(rows, positions, 1, channels).permute(0, 3, 1, 2)
-    normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
+    if x.dtype in HALF:  # then the statistics are float32
+        weight, bias = weight.float(), bias.float()
+    with torch.autocast(x.device.type, enabled=False):  # it would make float32 of a bfloat16 body
+        normed, mean, rstd = torch.native_group_norm(image, weight, bias, rows, channels, positions, groups, eps)
     h = normed.permute(0, 2, 3, 1).reshape(rows, positions, channels)
     if film is not None:
-        scale, shift = film[:, None].chunk(2, dim=-1)
+        scale, shift = film[:, None].to(x.dtype).chunk(2, dim=-1)
         h.mul_(1 + scale).add_(shift)
     if activate:
         F.silu(h, inplace=True)
