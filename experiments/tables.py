@@ -5,7 +5,8 @@
 
 Only models that are trained to their end are measured. Clips and cards are kept in
 ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied to
-``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Beside the paper's rows (its solver,
+``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Rows whose cards are in there already are
+not made again, so that a table can be made a few rows at a time, here and there. Beside the paper's rows (its solver,
 corrected) stand the published solver of the baseline with its error in the sound, the corrected one with x̂0 clipped to
 [-1, 1], and the samplers of this package.
 """
@@ -72,6 +73,14 @@ def publish(study: Study, folder: Path) -> None:
             card.unlink()
 
 
+def take_up(folder: Path, out: Path) -> None:
+    """Copy published cards to where the study looks for its own."""
+    (out / "cards").mkdir(parents=True, exist_ok=True)
+    for card in (folder / "cards").glob("*"):
+        if not (out / "cards" / card.name).exists():
+            shutil.copy(card, out / "cards")
+
+
 def write_page() -> None:
     """Put every published table into the page, between its marks, without the column of cards."""
     blocks = []
@@ -108,6 +117,7 @@ def main() -> None:
     settings = Settings(options.protocol, num, batch_size=options.batch_size, encoder_device=options.device)
     out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"
     study = Study(models, out, settings, options.device)
+    take_up(RESULTS / options.size / options.world, out)
     for what in options.what or [*TABLES, *get_args(FigureName)]:
         if what in get_args(FigureName):
             if any(role.startswith("mgct-w") for role in study.models):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,15 @@ def test_a_made_table_is_not_made_again(made, models, capsys, nothing_is_made):
     words = {"calls": "[9,10,12,15,20]", "paper_data": "landscape", "data": DATA}
     reproduce(capsys, "table1", out=made, models=models, **words)
     assert {path.name: path.read_bytes() for path in made.iterdir() if path.suffix in {".md", ".csv"}} == before
+
+
+def test_a_row_with_its_card_needs_no_clips(made, models, tmp_path, capsys, nothing_is_made):
+    """So a table goes on, on another machine, from what a repository can keep."""
+    shutil.copytree(made / "cards", tmp_path / "cards")
+    reproduce(capsys, "table1", out=tmp_path, models=models, data=DATA, paper_data="landscape")
+    for name in ("table1.md", "table1.csv"):
+        assert (tmp_path / name).read_text() == (made / name).read_text()
+    assert not (tmp_path / "samples").exists()
 
 
 class Count:

@@ -76,6 +76,7 @@ class MetricCard:
         versions: of what computed it.
         warnings: what to know before believing a number.
         seconds: it took.
+        sampling: how long the generated clips took, as `mgct reproduce` notes it (see `mgct.reproduce.study.Speed`).
     """
 
     protocol: str
@@ -91,6 +92,7 @@ class MetricCard:
     versions: dict[str, str]
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """The number of that name.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mgct.clip_folder import load_clips
 from mgct.errors import UserError
-from mgct.metrics.card import MetricCard, differences
-from mgct.reproduce.paper import FigureName, PaperData, Sampling, TableName, table_rows
+from mgct.metrics.card import differences
+from mgct.reproduce.paper import FigureName, PaperData, Row, Sampling, TableName, table_rows
 from mgct.reproduce.report import draw_table, write_figure, write_table
-from mgct.reproduce.study import Measurer, Result, Study, read_speed
+from mgct.reproduce.study import Measurer, Result, Study, noted_speed
 from mgct.types import AVSample, concatenate
 
 
@@ -26,9 +25,9 @@ def sample_table(
     world_size: int = 1,
 ) -> None:
     """This process's share of a table's clips: for several processes, before one of them calls `reproduce_table`."""
-    Measurer(study, data)
+    measurer = Measurer(study, data)
     for row in table_rows(name, study.paths, calls, extra):
-        if not study.missing(row.role):
+        if not study.missing(row.role) and not measurer.path(row.role, row.sampling).is_file():
             study.sample(row.role, row.sampling, study.settings.count, rank, world_size)
 
 
@@ -71,29 +70,34 @@ def reproduce_table(
         if lack:
             results.append(Result(row, lack))
         else:
-            folder = study.sample(row.role, row.sampling, study.settings.count)
-            card, path = measurer.card(row.role, row.sampling)
-            _check_comparable(results, card, path)
-            results.append(Result(row, "", card, path, folder, read_speed(folder)))
+            results.append(_make(study, measurer, row))
+            _check_comparable(results)
         write_table(study, name, results + [Result(r, "not made yet") for r in rows[number:]], data, paper_data)
         tell(f"{number}/{len(rows)} {row.label}, {row.sampling.title} {row.sampling.calls}: {lack or 'done'}")
     if time:
         study.time([(r.row.role, r.row.sampling) for r in results if r.card], study.settings.count)
-        results = [replace(r, speed=read_speed(r.samples)) if r.samples else r for r in results]
+        results = [_make(study, measurer, r.row) if r.card else r for r in results]
         write_table(study, name, results, data, paper_data)
     draw_table(study, name, results, paper_data)
     return results
 
 
-def _check_comparable(results: Sequence[Result], card: MetricCard, path: Path) -> None:
-    """Refuse a card that differs from an earlier row's in what changes the numbers."""
-    earlier = next((result for result in results if result.card is not None), None)
-    if earlier is not None and earlier.card is not None:
-        found = differences(earlier.card, card)
-        if found:
-            raise UserError(
-                f"{earlier.card_path} and {path} do not compare (different {', '.join(found)}); delete the older one"
-            )
+def _make(study: Study, measurer: Measurer, row: Row) -> Result:
+    """A row: from its card, or by sampling and measuring."""
+    path, count = measurer.path(row.role, row.sampling), study.settings.count
+    samples = (study.samples if path.is_file() else study.sample)(row.role, row.sampling, count)
+    card = measurer.card(row.role, row.sampling)
+    return Result(row, "", card, path, samples, noted_speed(card))
+
+
+def _check_comparable(results: Sequence[Result]) -> None:
+    """Refuse a last card that differs from an earlier row's in what changes the numbers."""
+    made = [result for result in results if result.card is not None]
+    first, last = made[0], made[-1]
+    found = differences(first.card, last.card) if first.card and last.card else []
+    if found:
+        paths = f"{first.card_path} and {last.card_path}"
+        raise UserError(f"{paths} do not compare (different {', '.join(found)}); delete the older one")
 
 
 FIGURE_CALLS = {"figure2": 20, "figure3": 12}

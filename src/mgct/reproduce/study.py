@@ -3,7 +3,7 @@
 Everything is kept under one folder:
 
     samples/ROLE--SAMPLER-CALLS--KEY/   the clips without loss, and how long each batch took
-    cards/ROLE--SAMPLER-CALLS--KEY.json the metric card of a row, and .md
+    cards/ROLE--SAMPLER-CALLS--KEY.json the metric card of a row, and .md; where it is, the clips are not made again
     table1.md, table1.csv, table1.png   the table, written anew after every row, and its figure
 
 A KEY is a digest of everything that its content depends on: weights, network and noise schedule, sampler, calls, seed
@@ -110,7 +110,7 @@ class Result:
         missing: what its inputs lack; empty where it was made.
         card: its numbers.
         card_path: where they are kept.
-        samples: the clips they were measured on.
+        samples: the clips they were measured on, which need not be there any more.
         speed: time to sample.
     """
 
@@ -173,6 +173,14 @@ class _Batch(NamedTuple):
             return cls(line["clips"], line["seconds"] / line["clips"], line["first"], setting)
         except (ValueError, TypeError, KeyError, ZeroDivisionError):
             return None
+
+
+def noted_speed(card: MetricCard) -> Speed | None:
+    """What a card says of it; None if nothing."""
+    try:
+        return Speed(**card.sampling)
+    except TypeError:
+        return None
 
 
 def read_speed(folder: Path) -> Speed | None:
@@ -298,11 +306,12 @@ class Study:
     def time(self, ways: Sequence[tuple[str, Sampling]], count: int, rounds: int = 3) -> None:
         """Time every way of sampling (role, how) anew: in turns, so that a busy hour does not fall on some alone.
 
-        In each round each makes one batch, which is thrown away. The clips must have been made.
+        In each round each makes one batch, which is thrown away.
         """
         batch, loaded = min(self.settings.batch_size, count), None
         for _ in range(rounds):
             for role, sampling in ways:
+                self.samples(role, sampling, count).mkdir(parents=True, exist_ok=True)
                 pipe = self._pipe(role)
                 with _unlike_recommended():
                     if loaded is not pipe:
@@ -368,16 +377,29 @@ class Measurer:
             )
         return self._reference
 
-    def card(self, role: str, sampling: Sampling) -> tuple[MetricCard, Path]:
-        """The card of a role's samples, measured if it is not there."""
-        settings, study = self.study.settings, self.study
-        key = self.key(study.samples_key(role, sampling, settings.count))
-        path = study.out / "cards" / f"{study.file_name(role, sampling, key)}.json"
-        if path.is_file():
-            return MetricCard.load(path), path
-        card = evaluate(
+    def path(self, role: str, sampling: Sampling) -> Path:
+        """Where the card of a role's samples is, or will be."""
+        key = self.key(self.study.samples_key(role, sampling, self.study.settings.count))
+        return self.study.out / "cards" / f"{self.study.file_name(role, sampling, key)}.json"
+
+    def card(self, role: str, sampling: Sampling) -> MetricCard:
+        """The card of a role's samples, measured if it is not there, with how long they took."""
+        study, settings = self.study, self.study.settings
+        path, samples = self.path(role, sampling), study.samples(role, sampling, settings.count)
+        kept = path.is_file()
+        card, speed = MetricCard.load(path) if kept else self._measure(samples), read_speed(samples)
+        if speed is not None and card.sampling != speed._asdict():
+            card.sampling, kept = speed._asdict(), False
+        if not kept:
+            card.save(path)
+        return card
+
+    def _measure(self, samples: Path) -> MetricCard:
+        """The card of a folder of samples."""
+        settings = self.study.settings
+        return evaluate(
             self.reference(),
-            SampleSource(study.samples(role, sampling, settings.count)),
+            SampleSource(samples),
             self.protocol,
             num=settings.count,
             seed=settings.seed,
@@ -389,7 +411,6 @@ class Measurer:
             split=settings.split,
             progress=settings.progress,
         )
-        return card, card.save(path)[0]
 
 
 def _open_data(data: str, study: Study, settings: Settings) -> ClipSource:
