@@ -83,6 +83,16 @@ def test_a_loss_far_above_its_usual_stops_the_run_only_if_asked(tmp_path):
                 one.fit()
 
 
+def test_the_loss_of_another_stage_is_no_rise(tmp_path):
+    one = trainer(tmp_path, steps=24, max_loss_rise=10.0, learning_rate=1e-5)
+    one.objective.transfer = type(one.objective.transfer)(max_steps=22)
+    one.objective.balance = lambda name, error, learned: (1e4 if name == "cm" else 1) * (error.video + error.audio)
+    one.fit()
+    assert one.objective.stage == 2
+    first, *_, last = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last > 10 * first
+
+
 def test_the_gradient_s_norm_is_that_of_all_and_is_clipped():
     parameters = {"a.0.w": torch.zeros(3, requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
     parameters["a.0.w"].grad, parameters["b"].grad = torch.tensor([3.0, 0, 0]), torch.tensor([0, 4.0])

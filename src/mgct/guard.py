@@ -175,6 +175,10 @@ class StepGuard:
         blocks = {name: square**0.5 for name, square in squares.items()}
         return Failure(pending.step, pending.keys, pending.before, bool(spike), loss, usual, blocks)
 
+    def forget(self) -> None:
+        """Begin the running mean anew, for another loss."""
+        self.count.zero_()
+
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"average": self.average.item(), "count": self.count.item()}

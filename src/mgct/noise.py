@@ -69,7 +69,7 @@ class NoiseSchedule:
         return self.betas.device
 
     def level(self, timestep: Tensor) -> NoiseLevel:
-        """Noise level at integer or real timesteps (B,) in [0, T-1]."""
+        """Noise level at integer or real timesteps (B,) in [0, T-1]; others count as the nearer end."""
         position = timestep.to(torch.float64).clamp(0, self.num_timesteps - 1)
         lower = position.floor().long().clamp(max=self.num_timesteps - 2)
         log_alpha = torch.lerp(self.log_alpha[lower], self.log_alpha[lower + 1], position - lower)

@@ -42,7 +42,7 @@ from mgct.monitors import Monitors, MonitorSettings, band_means
 from mgct.noise import ClipRandom, derive_seed
 from mgct.passes import GraphedPasses
 from mgct.running_means import RunningMeans
-from mgct.stages import MGCT, average_into, frozen_copy
+from mgct.stages import MGCT, TargetDecay, average_into, frozen_copy
 from mgct.trackers import Trackers
 from mgct.types import AVSample, dequantise
 
@@ -63,7 +63,7 @@ class TrainSettings:
         warmup_steps: steps over which the learning rate rises linearly from 0.
         weight_decay: of AdamW.
         max_grad_norm: the gradient's norm is clipped to this.
-        max_loss_rise: a step whose loss is above this times the running mean of the last 100 stops the run, as one that
+        max_loss_rise: a step whose loss is above this times the mean of the stage's last 100 stops the run, as one that
             is not finite does; None: only the latter. Beware of losses without λ in stage 2, which vary a lot.
         ema_decay: decay per step of the average that is sampled from; shorter while the run is young.
         precision: bf16 runs the network's body in bfloat16; auto: bf16 on a GPU that has it, else fp32.
@@ -166,7 +166,7 @@ class Trainer:
         if settings.compile:
             unet.compile()
         self.unet, self.model = self.layout.place(unet.train())
-        self.ema = frozen_copy(self.unet).eval()
+        self.ema, self.ema_decay = frozen_copy(self.unet).eval(), TargetDecay(settings.ema_decay, warmup=True)
         self.learned = objective.learned.to(self.device)
         self.parameters = {
             **dict(self.unet.named_parameters()),
@@ -250,7 +250,7 @@ class Trainer:
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel does nothing where it is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        average_into(self.ema, self.unet, min(settings.ema_decay, (1 + self.step) / (10 + self.step)), 1 - bad)
+        average_into(self.ema, self.unet, self.ema_decay(self.step), 1 - bad)
         self.objective.after_step(self.unet, 1 - bad)
         return {**values, "grad_norm": (norm, torch.ones_like(norm))}
 
@@ -388,6 +388,7 @@ class Trainer:
         if not transfer.keep_optimizer:
             self.optimizer.state.clear()
         self.objective.start_stage_2(self.unet, self.step)
+        self.guard.forget()
         self._compile_copies()
 
     def _compile_copies(self) -> None:

@@ -222,16 +222,17 @@ class _Winograd(torch.autograd.Function):
         axes, pieces = ctx.axes, ctx.pieces
         of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         products = _products(weight)
-        grad_x, grad_products = torch.empty_like(x), torch.zeros_like(products)
+        grad_x, grad_products = torch.empty_like(x) if of_x else None, torch.zeros_like(products)
         size = _piece_size(x, weight, pieces)
-        for given, wanted, made in zip(*(value.split(size, pieces) for value in (x, grad, grad_x)), strict=True):
+        whole = (x, grad, x if grad_x is None else grad_x)
+        for given, wanted, made in zip(*(value.split(size, pieces) for value in whole), strict=True):
             h = _to_products(_transposed(SYNTHESIS), wanted, axes[0])
             if len(axes) == 2:
                 h = _to_products(_transposed(SYNTHESIS), h, axes[1] + 1).flatten(0, 1)
             places, rows = h.shape[1:-1], h.flatten(1, -2)
             if of_weight:
                 grad_products.baddbmm_(rows.mT, _tiles(given, axes).flatten(1, -2))
-            if not of_x:
+            if grad_x is None:
                 continue
             h = (rows @ products).unflatten(1, places)
             if len(axes) == 2:
@@ -242,7 +243,7 @@ class _Winograd(torch.autograd.Function):
             made.copy_(h)
         grad_weight = (grad_products.flatten(1).mT @ _taps(weight)).view(weight.shape) if of_weight else None
         grad_bias = grad.sum(tuple(range(grad.dim() - 1))) if of_bias else None
-        return grad_x if of_x else None, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _tiles(x: Tensor, axes: tuple[int, ...]) -> Tensor:
