@@ -1,7 +1,7 @@
 """Train the models of the paper's tables, in pieces of a few minutes, from files of the repository alone.
 
     python experiments/run.py small landscape stage1 --minutes 9   # a piece; the same again goes on
-    python experiments/run.py small landscape next --minutes 9     # a piece of the first model that is not finished
+    python experiments/run.py small landscape next --minutes 9     # the models that are not finished, one after the other
     python experiments/run.py small landscape status
 
 ``plan.yaml`` says which models there are and what each is given. A piece trains by `mgct train` in ``--runs``, where it
@@ -33,6 +33,8 @@ from variants import share_of_compute, with_variant  # noqa: E402
 from mgct.bundled import FOLDER  # noqa: E402
 
 CHECKPOINTS = ROOT / "experiments" / "checkpoints"
+LEAST_MINUTES = 1.0
+"""A further model is not begun for less."""
 PLAN: dict[str, Any] = yaml.safe_load((ROOT / "experiments" / "plan.yaml").read_text())
 
 
@@ -246,12 +248,17 @@ def main() -> None:
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:end])
-    role = options.role
-    if role == "next":
-        tasks = [Task(options.size, options.world, name, options.runs) for name in PLAN["models"]]
-        role = next((task.role for task in tasks if task.progress().steps < task.progress().of), "status")
-    if role != "status":
-        train_piece(Task(options.size, options.world, role, options.runs), options.minutes, given[end + 1 :])
+    roles = {"next": list(PLAN["models"]), "status": []}.get(options.role, [options.role])
+    tasks = [Task(options.size, options.world, role, options.runs) for role in roles]
+    last = time.monotonic() + 60 * options.minutes
+    unfinished = [task for task in tasks if task.progress().steps < task.progress().of]
+    for number, task in enumerate(unfinished):
+        left = (last - time.monotonic()) / 60
+        if number and left < LEAST_MINUTES:
+            break
+        progress = train_piece(task, left, given[end + 1 :])
+        if progress.steps < progress.of:
+            break
     print(status(options.size, options.world, options.runs))
 
 

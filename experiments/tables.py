@@ -6,7 +6,7 @@
 Only models that are trained to their end are measured. Clips and cards are kept in
 ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied to
 ``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Rows whose cards are in there already are
-not made again, so that a table can be made a few rows at a time, here and there. Beside the paper's rows (its solver,
+not made again, and Ctrl-C leaves the cards made so far: a table can be made a few rows at a time, here and there. Beside the paper's rows (its solver,
 corrected) stand the published solver of the baseline with its error in the sound, the corrected one with x̂0 clipped to
 [-1, 1], and the samplers of this package.
 """
@@ -73,12 +73,12 @@ def publish(study: Study, folder: Path) -> None:
             card.unlink()
 
 
-def take_up(folder: Path, out: Path) -> None:
-    """Copy published cards to where the study looks for its own."""
-    (out / "cards").mkdir(parents=True, exist_ok=True)
-    for card in (folder / "cards").glob("*"):
-        if not (out / "cards" / card.name).exists():
-            shutil.copy(card, out / "cards")
+def copy_cards(source: Path, target: Path) -> None:
+    """Copy the cards that are not there."""
+    (target / "cards").mkdir(parents=True, exist_ok=True)
+    for card in (source / "cards").glob("*"):
+        if not (target / "cards" / card.name).exists():
+            shutil.copy(card, target / "cards")
 
 
 def write_page() -> None:
@@ -117,16 +117,20 @@ def main() -> None:
     settings = Settings(options.protocol, num, batch_size=options.batch_size, encoder_device=options.device)
     out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"
     study = Study(models, out, settings, options.device)
-    take_up(RESULTS / options.size / options.world, out)
-    for what in options.what or [*TABLES, *get_args(FigureName)]:
-        if what in get_args(FigureName):
-            if any(role.startswith("mgct-w") for role in study.models):
-                reproduce_figure(study, what)
-            continue
-        calls = options.calls if what == "table1" else None
-        extra = extra_rows(study, what, options.calls)
-        reproduce_table(study, what, f"world:{options.world}", calls=calls, extra=extra, tell=print)
-        print((out / f"{what}.md").read_text())
+    copy_cards(RESULTS / options.size / options.world, out)
+    try:
+        for what in options.what or [*TABLES, *get_args(FigureName)]:
+            if what in get_args(FigureName):
+                if any(role.startswith("mgct-w") for role in study.models):
+                    reproduce_figure(study, what)
+                continue
+            calls = options.calls if what == "table1" else None
+            extra = extra_rows(study, what, options.calls)
+            reproduce_table(study, what, f"world:{options.world}", calls=calls, extra=extra, tell=print)
+            print((out / f"{what}.md").read_text())
+    except KeyboardInterrupt:
+        copy_cards(out, RESULTS / options.size / options.world)
+        raise SystemExit("stopped; the cards made so far are kept, and the same command goes on from them") from None
     publish(study, RESULTS / options.size / options.world)
     write_page()
 

@@ -43,16 +43,24 @@ def test_pieces_go_on_from_the_packed_model_alone(run, tmp_path, monkeypatch, ca
 
     main("micro", "landscape", "next", "--runs", str(tmp_path / "a"), "--", "--train.steps", "3")
     task = run.Task("micro", "landscape", "stage1", tmp_path / "a")
-    first = task.progress()
+    first, said = task.progress(), capsys.readouterr().out
     assert (first.steps, first.of, len(first.pieces)) == (3, 4, 1)
-    assert "stage1: 3 of 4 steps" in capsys.readouterr().out
+    assert "stage1: 3 of 4 steps" in said
+    assert "baseline: 0 of 2 steps" in said  # it would begin from what is not finished
+    monkeypatch.setattr(run, "LEAST_MINUTES", 100)
     main("micro", "landscape", "next", "--runs", str(tmp_path / "elsewhere"))
+    assert "baseline: 0 of 2 steps" in capsys.readouterr().out  # for want of time
     second = run.Task("micro", "landscape", "stage1", tmp_path / "elsewhere").progress()
     assert (second.steps, [piece["steps"] for piece in second.pieces]) == (4, [3, 1])
     assert AVPipeline.from_pretrained(task.packed).clip.size == 16
     assert not any("_name_or_path" in path.read_text() for path in task.packed.rglob("*.json"))
-    assert next(role for role in run.PLAN["models"] if role != "stage1") == "baseline"
+    monkeypatch.setattr(run, "LEAST_MINUTES", 0)
+    monkeypatch.setattr(run, "PLAN", {**run.PLAN, "models": dict(list(run.PLAN["models"].items())[:3])})
     assert run.Task("micro", "landscape", "baseline", tmp_path).parent.packed == task.packed
+    main("micro", "landscape", "next", "--runs", str(tmp_path / "elsewhere"))
+    said = capsys.readouterr().out
+    assert "baseline: 2 of 2 steps" in said
+    assert "mgct-w0.5: 1 of 1 steps" in said
 
 
 def test_published_tables_get_onto_the_page(run, tmp_path, monkeypatch):
