@@ -47,8 +47,9 @@ from torch.nn import functional as F
 from mgct import losses, samplers
 from mgct.checkpoint import read_checkpoint
 from mgct.data.shards import read_all
+from mgct.given import Given
 from mgct.noise import NoiseSchedule, x0_from_noise
-from mgct.pipeline import AVPipeline, Given, SamplingOptions
+from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.samplers import Point, Predict
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise
 from mgct.unet import MultimodalUNet

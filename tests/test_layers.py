@@ -19,6 +19,7 @@ LAYERS = [
     {"data.shards", "metrics.encoders", "metrics.corruptions"},
     {"layout", "losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate"},
+    {"given", "windows"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
     {"guard", "monitors"},
     {"trainer", "clip_folder", "upsampler_trainer"},

@@ -15,10 +15,12 @@ from mgct import AVPipeline, AVSample, ClipSpec, MultimodalUNet
 from mgct.clip_folder import load_clips, sample_to_folder, save_clips
 from mgct.data.media import read_clip
 from mgct.errors import UserError
+from mgct.given import Given
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import Given, SamplingOptions, windowed
+from mgct.pipeline import SamplingOptions
 from mgct.samplers import SAMPLERS, Point
 from mgct.types import dequantise, quantise
+from mgct.windows import windowed
 
 CLIP = ClipSpec(frames=4, fps=10, size=8, sample_rate_hz=640)
 QUIET = {"progress": False}

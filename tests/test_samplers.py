@@ -9,8 +9,8 @@ from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from mgct import samplers
+from mgct.given import GUIDANCE_SCALE
 from mgct.noise import NoiseSchedule, consistency_coefficients
-from mgct.pipeline import GUIDANCE_SCALE
 from mgct.samplers import CLEAN, SAMPLERS, Known, Point
 from mgct.types import AVSample
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mgct.errors import UserError
 from mgct.files import write_whole
-from mgct.pipeline import AVPipeline, Given, SamplingOptions
+from mgct.given import Given
+from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise, quantise
 
 Format = Literal["mp4", "safetensors"]

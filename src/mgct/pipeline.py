@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,16 +21,14 @@ from mgct import samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
 from mgct.errors import UserError, explain_damage, explain_memory
+from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
 from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
-from mgct.samplers import Known, Point, Predict
+from mgct.samplers import Point, Predict
 from mgct.types import AVSample, ClipSpec, concatenate
+from mgct.windows import Network, windowed
 
-Network = Callable[[AVSample, Point], AVSample]
-Method = Literal["replacement", "guided", "mm-diffusion"]
-GUIDANCE_SCALE = 8.0
-"""Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
 SCHEDULER_STEPS = 20
 """Steps for a scheduler object of diffusers when none are asked for."""
 
@@ -97,47 +95,6 @@ class SamplingOptions:
                 raise UserError("start_timestep goes with the samplers named here, not with a scheduler of diffusers")
         if not 0 < self.variation <= 1:
             raise UserError(f"variation must lie in (0, 1], got {self.variation}")
-
-
-@dataclass(frozen=True)
-class Given:
-    """The beginning of the clips that is given: all of one modality, or the start of both.
-
-    Args:
-        start: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1], N = 1 (for all clips) or one per clip; F and L
-            may be 0, and at most the clip's own.
-        method: ``replacement`` (`mgct.samplers.replaced`), ``guided`` (`mgct.samplers.guided`) or ``mm-diffusion``
-            (`mgct.samplers.guided_ddpm`).
-        guidance_scale: strength of ``guided`` and ``mm-diffusion``.
-    """
-
-    start: AVSample
-    method: Method = "replacement"
-    guidance_scale: float = GUIDANCE_SCALE
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
-        if not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
-
-    def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
-        """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
-
-        def place(start: Tensor, shape: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor]:
-            rows = start if len(start) == 1 else start[list(positions)]
-            x0, mask = torch.zeros(len(positions), *shape), torch.zeros(1, *shape)
-            x0.narrow(axis, 0, start.shape[axis]).copy_(rows)
-            mask.narrow(axis, 0, start.shape[axis]).fill_(1)
-            return x0, mask
-
-        (video, video_mask), (audio, audio_mask) = (
-            place(self.start.video, shapes.video, 1),
-            place(self.start.audio, shapes.audio, 2),
-        )
-        mask = samplers.pack(AVSample(video=video_mask, audio=audio_mask))[0].bool()
-        x0 = samplers.pack(AVSample(video=video, audio=audio))
-        return Known(x0.to(noise), mask.to(noise.device), noise)
 
 
 class AVPipeline(DiffusionPipeline):
@@ -292,7 +249,7 @@ class AVPipeline(DiffusionPipeline):
         Raises:
             UserError: audio of a wrong shape or length, and as in `__call__`.
         """
-        audio = _batched(audio, 3, "audio", "(1, L) or (N, 1, L)")
+        audio = as_clips(audio, 3, "audio", "(1, L) or (N, 1, L)")
         empty = torch.zeros(len(audio), 0, *self.clip.video_shape[1:])
         given = Given(AVSample(video=empty, audio=audio), method, guidance_scale)
         indices = _clip_indices(len(audio) if num_clips is None else num_clips, indices)
@@ -325,7 +282,7 @@ class AVPipeline(DiffusionPipeline):
         Raises:
             UserError: video of a wrong shape, and as in `__call__`.
         """
-        video = _batched(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
+        video = as_clips(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
         given = Given(AVSample(video=video, audio=torch.zeros(len(video), 1, 0)), method, guidance_scale)
         indices = _clip_indices(len(video) if num_clips is None else num_clips, indices)
         return _gather(self.stream(indices, SamplingOptions(**options), given=given))
@@ -364,15 +321,15 @@ class AVPipeline(DiffusionPipeline):
             UserError: a start longer than ``seconds``, or whose modalities differ in duration, and as in `__call__`.
         """
         frames, start = self.frames_of(seconds), clip.video.shape[1]
-        if clip.audio.shape[-1] != _samples_at(start, self.clip):
-            expected = _samples_at(start, self.clip)
+        if clip.audio.shape[-1] != self.clip.samples_at(start):
+            expected = self.clip.samples_at(start)
             raise UserError(f"the clip has {start} frames, hence {expected} audio samples, got {clip.audio.shape[-1]}")
         if not 2 <= start <= frames:
             raise UserError(
                 f"the clip has {start} frames; it can be continued from 2 up to {frames} (seconds={seconds:g})"
             )
         kept = start - self.fade_frames(start)
-        kept_samples = _samples_at(kept, self.clip)
+        kept_samples = self.clip.samples_at(kept)
         imposed = AVSample(video=clip.video[:, :kept], audio=clip.audio[:, :, :kept_samples])
         indices = _clip_indices(len(clip.video) if num_clips is None else num_clips, None)
         given = Given(imposed, method, guidance_scale)
@@ -416,7 +373,7 @@ class AVPipeline(DiffusionPipeline):
             frames = self.clip.frames if given is None else self._frames_of_given(given)
         shapes = self._shapes(frames)
         if given is not None:
-            _check_given(given, shapes, len(indices))
+            given.check(shapes, len(indices))
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
         network = self._network(options)
@@ -599,7 +556,7 @@ class AVPipeline(DiffusionPipeline):
     def _shapes(self, frames: int) -> AVSample:
         """Shapes of one clip of ``frames`` frames."""
         clip = self.clip
-        return AVSample(video=(frames, *clip.video_shape[1:]), audio=(1, _samples_at(frames, clip)))
+        return AVSample(video=(frames, *clip.video_shape[1:]), audio=(1, clip.samples_at(frames)))
 
     def frames_of(self, seconds: float) -> int:
         """Frames of a clip of ``seconds``, at least the model's own."""
@@ -614,7 +571,7 @@ class AVPipeline(DiffusionPipeline):
         """Frames of a clip as long as what is given, at least the model's own."""
         clip, samples = self.clip, given.start.audio.shape[-1]
         frames = max(clip.frames, given.start.video.shape[1], round(samples / clip.sample_rate_hz * clip.fps))
-        if samples and (expected := _samples_at(frames, clip)) != samples:
+        if samples and (expected := clip.samples_at(frames)) != samples:
             raise UserError(
                 f"audio of {samples} samples at {clip.sample_rate_hz} Hz is not a whole number of frames, at least "
                 f"{clip.frames}; the nearest that fits has {expected} samples ({frames} frames)"
@@ -622,61 +579,7 @@ class AVPipeline(DiffusionPipeline):
         return frames
 
 
-def windowed(network: Network, clip: ClipSpec, frames: int) -> Network:
-    """The network on clips of ``frames`` frames, through overlapping windows of its own length.
-
-    Neighbouring windows overlap by half or more. Where they do, the prediction is the mean with weights that rise
-    with the cube of the distance from each window's ends to its middle, in frames for the video and in samples for
-    the audio: a window hardly counts where it begins, so nothing jumps there.
-
-    Args:
-        network: on clips of ``clip.frames`` frames.
-        clip: facts of those.
-        frames: more than ``clip.frames``.
-    """
-    windows = math.ceil((frames - clip.frames) / max(clip.frames // 2, 1)) + 1
-    starts = [round(i * (frames - clip.frames) / (windows - 1)) for i in range(windows)]
-    last = _samples_at(frames, clip) - clip.audio_samples  # three roundings: the last window still ends with the sound
-    sample_starts = [*(min(_samples_at(start, clip), last) for start in starts[:-1]), last]
-
-    def ramp(length: int, like: Tensor) -> Tensor:
-        rising = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
-        return (torch.minimum(rising, rising.flip(0)) / length) ** 3
-
-    def blend(whole: Tensor, parts: list[Tensor], starts: list[int], axis: int) -> Tensor:
-        length = parts[0].shape[axis]
-        weight = ramp(length, whole).reshape(-1, *[1] * (whole.dim() - axis - 1))
-        total, weights = torch.zeros_like(whole), torch.zeros_like(whole)
-        for start, part in zip(starts, parts, strict=True):
-            total.narrow(axis, start, length).add_(weight * part)
-            weights.narrow(axis, start, length).add_(weight)
-        return total / weights
-
-    def call(clips: AVSample, point: Point) -> AVSample:
-        predicted = [
-            network(
-                AVSample(
-                    video=clips.video.narrow(1, start, clip.frames),
-                    audio=clips.audio.narrow(2, sample_start, clip.audio_samples),
-                ),
-                point,
-            )
-            for start, sample_start in zip(starts, sample_starts, strict=True)
-        ]
-        return AVSample(
-            video=blend(clips.video, [part.video for part in predicted], starts, 1),
-            audio=blend(clips.audio, [part.audio for part in predicted], sample_starts, 2),
-        )
-
-    return call
-
-
 # ---------------------------------------------------------------------------------------------- checks, helpers
-
-
-def _samples_at(frames: int, clip: ClipSpec) -> int:
-    """Audio samples in the duration of ``frames`` frames."""
-    return round(frames / clip.fps * clip.sample_rate_hz)
 
 
 def _clip_indices(num_clips: int, indices: Sequence[int] | None) -> list[int]:
@@ -689,27 +592,3 @@ def _clip_indices(num_clips: int, indices: Sequence[int] | None) -> list[int]:
 
 def _gather(chunks: Iterator[tuple[list[int], AVSample]]) -> AVSample:
     return concatenate([clips for _, clips in chunks])
-
-
-def _batched(tensor: Tensor, dimensions: int, what: str, wanted: str) -> Tensor:
-    if tensor.dim() == dimensions - 1:
-        tensor = tensor[None]
-    if tensor.dim() != dimensions:
-        raise UserError(f"{what} must be {wanted}, got shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise UserError(f"{what} must be floating point in [-1, 1], got {tensor.dtype}; see mgct.types.dequantise")
-    return tensor
-
-
-def _check_given(given: Given, shapes: AVSample, num_clips: int) -> None:
-    """Refuse a given part that does not fit the clips."""
-    for what, tensor, shape, axis in (
-        ("video", given.start.video, shapes.video, 1),
-        ("audio", given.start.audio, shapes.audio, 2),
-    ):
-        rest = tuple(n for i, n in enumerate(tensor.shape) if i not in (0, axis))
-        wanted = tuple(n for i, n in enumerate(shape, start=1) if i != axis)
-        if rest != wanted or tensor.shape[axis] > shape[axis - 1]:
-            raise UserError(f"the given {what} has shape {tuple(tensor.shape[1:])}; this model's is {tuple(shape)}")
-        if len(tensor) not in (1, num_clips):
-            raise UserError(f"the given {what} has {len(tensor)} clips; give one, or one for each of {num_clips}")

@@ -61,6 +61,8 @@ class ClipSpec:
         for name in ("frames", "fps", "size", "sample_rate_hz"):
             if not getattr(self, name) > 0:
                 raise UserError(f"clip.{name} must be positive, got {getattr(self, name)!r}")
+        if not self.seconds * self.sample_rate_hz < 1e12:
+            raise UserError(f"a clip of {self.seconds:.3g} s at {self.sample_rate_hz} Hz is too long")
         if self.audio_samples < 1:
             raise UserError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
 
@@ -72,7 +74,11 @@ class ClipSpec:
     @property
     def audio_samples(self) -> int:
         """Audio samples of the clip: its duration times the sample rate, to the nearest sample."""
-        return round(self.seconds * self.sample_rate_hz)
+        return self.samples_at(self.frames)
+
+    def samples_at(self, frames: int) -> int:
+        """Audio samples in the duration of ``frames`` frames."""
+        return round(frames / self.fps * self.sample_rate_hz)
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:

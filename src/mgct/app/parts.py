@@ -21,7 +21,7 @@ from mgct.app.records import Made, Progress, Settings
 from mgct.app.studio import Studio
 from mgct.app.words import caption, cost_words, duration_words, image_tag, progress_html, sampler_label, status_html
 from mgct.errors import UserError
-from mgct.pipeline import Method
+from mgct.given import Method
 
 VARIATIONS = 4
 """Made by one press of the button."""

@@ -32,7 +32,8 @@ from mgct.app.pictures import figure_png, spectrogram_figure
 from mgct.app.records import Cost, Limits, Made, Progress, Settings, file_label
 from mgct.clip_folder import save_clips
 from mgct.errors import UserError
-from mgct.pipeline import AVPipeline, Given, Method, SamplingOptions, Step
+from mgct.given import Given, Method
+from mgct.pipeline import AVPipeline, SamplingOptions, Step
 from mgct.samplers import get_sampler
 from mgct.types import AVSample, ClipSpec, dequantise, quantise
 
@@ -170,7 +171,7 @@ class Studio:
         return Cost(clips, calls, windows * per_window, measured is not None)
 
     def _windows(self, name: str, seconds: float | None) -> int:
-        """Network calls that one call for a clip of that length stands for (see `mgct.pipeline.windowed`)."""
+        """Network calls that one call for a clip of that length stands for (see `mgct.windows.windowed`)."""
         clip = self.models.clip(name)
         more = round((seconds or clip.seconds) * clip.fps) - clip.frames
         return 1 if more <= 0 else math.ceil(more / max(clip.frames // 2, 1)) + 1

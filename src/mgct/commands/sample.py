@@ -16,9 +16,10 @@ from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import AudioReader, MediaError, VideoReader
 from mgct.errors import UserError
+from mgct.given import GUIDANCE_SCALE, Given, Method
 from mgct.layout import start_processes
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import GUIDANCE_SCALE, AVPipeline, Given, Method, SamplingOptions
+from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.samplers import DEFAULT
 from mgct.types import AVSample, ClipSpec
 from mgct.upsampler import UpsamplerUNet, upsample

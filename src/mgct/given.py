@@ -1,0 +1,89 @@
+"""What is given of the clips to be generated: one modality, or how both begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mgct import samplers
+from mgct.errors import UserError
+from mgct.samplers import Known
+from mgct.types import AVSample
+
+Method = Literal["replacement", "guided", "mm-diffusion"]
+GUIDANCE_SCALE = 8.0
+"""Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The beginning of the clips that is given: all of one modality, or the start of both.
+
+    Args:
+        start: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1], N = 1 (for all clips) or one per clip; F and L
+            may be 0, and at most the clip's own.
+        method: ``replacement`` (`mgct.samplers.replaced`), ``guided`` (`mgct.samplers.guided`) or ``mm-diffusion``
+            (`mgct.samplers.guided_ddpm`).
+        guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+    """
+
+    start: AVSample
+    method: Method = "replacement"
+    guidance_scale: float = GUIDANCE_SCALE
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
+
+    def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
+        """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
+
+        def place(start: Tensor, shape: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor]:
+            rows = start if len(start) == 1 else start[list(positions)]
+            x0, mask = torch.zeros(len(positions), *shape), torch.zeros(1, *shape)
+            x0.narrow(axis, 0, start.shape[axis]).copy_(rows)
+            mask.narrow(axis, 0, start.shape[axis]).fill_(1)
+            return x0, mask
+
+        (video, video_mask), (audio, audio_mask) = (
+            place(self.start.video, shapes.video, 1),
+            place(self.start.audio, shapes.audio, 2),
+        )
+        mask = samplers.pack(AVSample(video=video_mask, audio=audio_mask))[0].bool()
+        x0 = samplers.pack(AVSample(video=video, audio=audio))
+        return Known(x0.to(noise), mask.to(noise.device), noise)
+
+    def check(self, shapes: AVSample, num_clips: int) -> None:
+        """Refuse what does not fit ``num_clips`` clips of these shapes."""
+        for what, tensor, shape, axis in (
+            ("video", self.start.video, shapes.video, 1),
+            ("audio", self.start.audio, shapes.audio, 2),
+        ):
+            rest = tuple(n for i, n in enumerate(tensor.shape) if i not in (0, axis))
+            wanted = tuple(n for i, n in enumerate(shape, start=1) if i != axis)
+            if rest != wanted or tensor.shape[axis] > shape[axis - 1]:
+                raise UserError(f"the given {what} has shape {tuple(tensor.shape[1:])}; this model's is {tuple(shape)}")
+            if len(tensor) not in (1, num_clips):
+                raise UserError(f"the given {what} has {len(tensor)} clips; give one, or one for each of {num_clips}")
+
+
+def as_clips(tensor: Tensor, dimensions: int, what: str, wanted: str) -> Tensor:
+    """A clip, or several, as several, (N, …).
+
+    Raises:
+        UserError: it has other dimensions, or is not in [-1, 1] form; ``what`` it is, and what is ``wanted``.
+    """
+    if tensor.dim() == dimensions - 1:
+        tensor = tensor[None]
+    if tensor.dim() != dimensions:
+        raise UserError(f"{what} must be {wanted}, got shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise UserError(f"{what} must be floating point in [-1, 1], got {tensor.dtype}; see mgct.types.dequantise")
+    return tensor
