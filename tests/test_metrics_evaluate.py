@@ -1,6 +1,7 @@
 """From clips to a metric card: sources, cache, processes, protocols, refusals."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -98,6 +99,19 @@ def test_one_and_two_processes_give_the_same_numbers(tmp_path: Path) -> None:
     for side in ("real", "fake"):
         assert cards[0].synchrony[side] == pytest.approx(cards[1].synchrony[side], rel=1e-6)
     assert cards[0].real.sha256 == cards[1].real.sha256
+
+
+class Deadly(SampleSource):
+    """Kills the process that reads it."""
+
+    def read(self, indices):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+    folder = write_samples(tmp_path / "clips", clips(36, 0))
+    with pytest.raises(UserError, match=r"a worker process has died.*fewer --workers"):
+        measured(Deadly(folder), Deadly(folder), workers=2)
 
 
 def test_features_are_cached_by_content(

@@ -589,6 +589,10 @@ def _read_videos(folder: Path, clip: ClipSpec, batch_size: int) -> Iterator[Clip
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
+MAX_URLS = 1_000_000
+"""Shards of a stream."""
+
+
 def _urls(source: str) -> list[str]:
     """The URLs of a source: separated by commas before a scheme, braces expanded (not those of a shell command)."""
     import braceexpand
@@ -597,6 +601,9 @@ def _urls(source: str) -> list[str]:
     for part in re.split(r",(?=https?://|pipe:)", source):
         if not _URL.match(part):
             raise UserError(f"{part!r} is no URL: each part must start with http://, https:// or pipe:")
+        ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", part)
+        if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_URLS:
+            raise UserError(f"{part!r} is more than {MAX_URLS:,} URLs; are its braces as they should be?")
         try:
             urls.extend(braceexpand.braceexpand(part))
         except ValueError as error:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -196,10 +197,13 @@ class _Runner:
                     found = self.extractor(source.read(indices), source.spec)
                 yield found
             return
-        for result in self.pool.map(_work, [(side, indices) for indices in batches]):
-            if isinstance(result, UserError):
-                raise result
-            yield result
+        try:
+            for result in self.pool.map(_work, [(side, indices) for indices in batches]):
+                if isinstance(result, UserError):
+                    raise result
+                yield result
+        except BrokenProcessPool as error:
+            raise UserError("a worker process has died, for want of memory perhaps; give fewer --workers") from error
 
 
 class Measured(NamedTuple):
