@@ -4,11 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgct.errors import UserError
 from mgct.losses import (
     FlowMap,
     InverseGap,
     InverseReach,
     Levels,
+    MinSNR,
     NoiseUnits,
     PseudoHuber,
     SquaredError,
@@ -246,6 +248,28 @@ def test_learned_uncertainty_is_the_sum_at_first_and_settles_at_each_loss_s_own_
         s.grad = None
     ours.loss(unet, clips(), random, 0).loss.mean().backward()
     assert all(s.grad.abs() < 1e-6 for s in ours.learned.parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_min_snr_weighs_the_multimodal_loss_alone(stage):
+    """Below γ's level by the SNR, above not at all; what is logged and compared with δ is not weighed."""
+    unet, random = randomised().train(), ClipRandom([1, 2, 3, 4, 5])
+    even, weighed = objective(0.5), objective(0.5)
+    weighed.noise_weight = MinSNR(0.01)
+    for mixed in (even, weighed):
+        if stage == 2:
+            mixed.start_stage_2(unet, 0)
+    of_even, ours = (mixed.loss(unet, clips(5), random, 0) for mixed in (even, weighed))
+    level = SCHEDULE.level(ours.timestep)
+    snr = (level.alpha / level.sigma).square()
+    assert (snr > 0.01).any()
+    assert (snr < 0.01).any()
+    weight = torch.where(snr > 0.01, 0.01 / snr, torch.ones_like(snr)).float()
+    share = 1.0 if stage == 1 else 0.5
+    torch.testing.assert_close(of_even.loss - ours.loss, share * (1 - weight) * ours.logs["loss_mm"])
+    assert all(torch.equal(ours.logs[name], value) for name, value in of_even.logs.items())
+    with pytest.raises(UserError, match="gamma must be positive"):
+        MinSNR(0.0)
 
 
 def test_stage_2_of_a_flow_map_gives_the_gate_a_gradient():

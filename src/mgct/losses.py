@@ -61,6 +61,42 @@ def multimodal_loss(
     return ClipLoss(error.video + error.audio, logs, timestep)
 
 
+class NoiseWeight(ABC):
+    """How much a noise level counts in the multimodal loss."""
+
+    @abstractmethod
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        """(B,) weights."""
+
+
+@dataclass(frozen=True)
+class EvenNoise(NoiseWeight):
+    """Each the same, as in Eq. 4: most of the loss then comes from the few levels with hardly any noise."""
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        """(B,) ones."""
+        return torch.ones_like(level.alpha)
+
+
+@dataclass(frozen=True)
+class MinSNR(NoiseWeight):
+    """min(SNR, γ)/SNR, SNR = (α/σ)²: with less noise than γ's, errors count as those of x̂0 do (Hang et al. 2023).
+
+    Args:
+        gamma: γ.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UserError(f"MinSNR: gamma must be positive, got {self.gamma}")
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        """(B,) weights."""
+        return (self.gamma * (level.sigma / level.alpha).square()).clamp(max=1)
+
+
 class Distance(ABC):
     """d of Eq. 9: an elementwise cost of two tensors of one shape, zero where they agree."""
 

@@ -18,7 +18,9 @@ from mgct.losses import (
     ClipLoss,
     Distance,
     EndPoint,
+    EvenNoise,
     Jump,
+    NoiseWeight,
     Predictor,
     SquaredError,
     UnitWeight,
@@ -316,6 +318,7 @@ class MGCT:
         transfer: when stage 2 starts.
         consistency: what stage 2 minimises.
         balance: how the modalities are weighed, in both stages.
+        noise_weight: how much each noise level counts in L_MM; not in what is logged, nor in what δ is compared with.
     """
 
     def __init__(
@@ -324,11 +327,13 @@ class MGCT:
         transfer: Transfer,
         consistency: Consistency,
         balance: Balance = OwnElements(),
+        noise_weight: NoiseWeight = EvenNoise(),
     ) -> None:
         self.schedule = schedule
         self.transfer = transfer
         self.consistency = consistency
         self.balance = balance
+        self.noise_weight = noise_weight
         self.learned = balance.parameters()
         self.grid = consistency.grid.timesteps(schedule, 0)
         self.stage = 1
@@ -351,7 +356,7 @@ class MGCT:
         timestep = random.integers("mm.timestep", self.schedule.num_timesteps).to(clips.audio.device)
         plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
         logs = {"loss_mm": plain.loss, **plain.logs}
-        loss = self._balanced("mm", plain)
+        loss = self._balanced("mm", plain, self.noise_weight(self.schedule.level(timestep)).float())
         if self.stage == 2:
             consistent = self._consistency(model, clips, random, window_shift)
             ratio = self.consistency.ratio(self.updates)
@@ -365,10 +370,10 @@ class MGCT:
             return (1,)
         return (2, self.consistency.ratio(self.updates), self.consistency.grid.count(self.updates))
 
-    def _balanced(self, name: str, result: ClipLoss) -> Tensor:
-        """One loss (B,) of the errors of the two modalities."""
+    def _balanced(self, name: str, result: ClipLoss, weight: Tensor | float = 1.0) -> Tensor:
+        """One loss (B,) of the errors of the two modalities, times ``weight``."""
         error = AVSample(video=result.logs[f"loss_{name}_video"], audio=result.logs[f"loss_{name}_audio"])
-        return self.balance(name, error, self.learned)
+        return self.balance(name, error.map(lambda e: weight * e), self.learned)
 
     @staticmethod
     def _spread(loss: Tensor, count: int) -> Tensor:

@@ -21,6 +21,7 @@ from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError, explain_memory
 from mgct.layout import make_accelerator
+from mgct.losses import EvenNoise, NoiseWeight
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
@@ -61,6 +62,7 @@ def train(
     transfer: Transfer = Transfer(),
     consistency: Consistency = Consistency(),
     balance: Balance = OwnElements(),
+    noise_weight: NoiseWeight = EvenNoise(),
     monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
@@ -81,6 +83,7 @@ def train(
         transfer: when stage 2 starts.
         consistency: what stage 2 adds.
         balance: how the losses of picture and sound are weighed.
+        noise_weight: how much each noise level counts in the multimodal loss.
         monitor: what is watched while it trains.
         init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
         resume: go on from the newest checkpoint in the run folder.
@@ -109,7 +112,7 @@ def train(
         _load_weights(unet, init)
     if consistency.jump.needs_target_time and not unet.config["target_time"]:
         raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
-    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance)
+    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight)
 
     def loader(step: int) -> Iterable[ClipBatch]:
         return make_loader(
