@@ -6,7 +6,9 @@
 Only models that are trained to their end are measured. Clips and cards are kept in
 ``runs/evidence/SIZE/WORLD/tables``; tables, figures and the cards of their rows are copied to
 ``experiments/results/SIZE/WORLD``, and the tables into ``docs/results.md``. Rows whose cards are in there already are
-not made again, and Ctrl-C leaves the cards made so far: a table can be made a few rows at a time, here and there. Beside the paper's rows (its solver,
+not made again, and Ctrl-C leaves the cards made so far: a table can be made a few rows at a time, on several machines
+if their arithmetic is the same. (The real clips are among what a card's name stands for, and a world's last digits
+differ between kinds of CPU.) Beside the paper's rows (its solver,
 corrected) stand the published solver of the baseline with its error in the sound, the corrected one with x̂0 clipped to
 [-1, 1], and the samplers of this package.
 """
@@ -18,6 +20,7 @@ import math
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +28,7 @@ import torch
 from PIL import Image
 from run import PLAN, ROOT, Task
 
+from mgct.files import write_whole
 from mgct.reproduce.paper import FigureName, Sampling, TableName
 from mgct.reproduce.run import reproduce_figure, reproduce_table
 from mgct.reproduce.study import Settings, Study
@@ -56,29 +60,36 @@ def extra_rows(study: Study, table: TableName, calls: list[int]) -> list[tuple[s
     return rows
 
 
-def publish(study: Study, folder: Path) -> None:
-    """Copy tables, figures and the cards that the tables name; what was published before and not made again stays."""
-    (folder / "cards").mkdir(parents=True, exist_ok=True)
+def publish(study: Study, folder: Path, made: list[str]) -> None:
+    """Copy the tables and figures made and the cards that they name, in place of those that they named before."""
+    before = named_cards(folder)
     for path in sorted(study.out.glob("*.*")):
+        if re.split(r"[.-]", path.name)[0] not in made:
+            continue
         if path.suffix == ".png":  # 128 colours: a third of the bytes, and they look the same
             picture = Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE)
             picture.save(folder / path.name, optimize=True)
         else:
             shutil.copy(path, folder)
-    for card in sorted((study.out / "cards").glob("*")):
-        shutil.copy(card, folder / "cards")
-    text = "".join(path.read_text() for path in folder.glob("*.md"))
-    for card in (folder / "cards").glob("*"):
-        if f"{card.stem}.md" not in text:
-            card.unlink()
+    named = named_cards(folder)
+    copy_cards(study.out, folder, named, again=True)
+    for name in before - named:
+        for ending in (".json", ".md"):
+            (folder / "cards" / f"{name}{ending}").unlink(missing_ok=True)
 
 
-def copy_cards(source: Path, target: Path) -> None:
-    """Copy the cards that are not there."""
+def named_cards(folder: Path) -> set[str]:
+    """Names of the cards of the tables in a folder."""
+    return {name for path in folder.glob("*.md") for name in re.findall(r"\(cards/(.+?)\.md\)", path.read_text())}
+
+
+def copy_cards(source: Path, target: Path, names: set[str] | None = None, again: bool = False) -> None:
+    """Copy the cards of those names, or all; those that are there only ``again``."""
     (target / "cards").mkdir(parents=True, exist_ok=True)
-    for card in (source / "cards").glob("*"):
-        if not (target / "cards" / card.name).exists():
-            shutil.copy(card, target / "cards")
+    for card in (source / "cards").glob("[!.]*"):
+        there = target / "cards" / card.name
+        if (names is None or card.stem in names) and (again or not there.exists()):
+            write_whole(there, partial(shutil.copy, card))
 
 
 def write_page() -> None:
@@ -118,8 +129,9 @@ def main() -> None:
     out = ROOT / "runs" / "evidence" / options.size / options.world / "tables"
     study = Study(models, out, settings, options.device)
     copy_cards(RESULTS / options.size / options.world, out)
+    made = options.what or [*TABLES, *get_args(FigureName)]
     try:
-        for what in options.what or [*TABLES, *get_args(FigureName)]:
+        for what in made:
             if what in get_args(FigureName):
                 if any(role.startswith("mgct-w") for role in study.models):
                     reproduce_figure(study, what)
@@ -131,7 +143,7 @@ def main() -> None:
     except KeyboardInterrupt:
         copy_cards(out, RESULTS / options.size / options.world)
         raise SystemExit("stopped; the cards made so far are kept, and the same command goes on from them") from None
-    publish(study, RESULTS / options.size / options.world)
+    publish(study, RESULTS / options.size / options.world, made)
     write_page()
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,29 @@ def test_published_tables_get_onto_the_page(run, tmp_path, monkeypatch):
         assert "- Held." in text
         assert "x.md" not in text
         assert "old" not in text
+
+
+def test_what_is_published_again_takes_the_place_of_its_own_cards_alone(run, tmp_path):
+    """A table that was stopped half way does not take the place of one that is whole."""
+    import tables
+
+    study, folder = SimpleNamespace(out=tmp_path / "out"), tmp_path / "results"
+    for place, table, cards in (
+        (study.out, "table1", "new"),
+        (study.out, "table3", "c"),
+        (folder, "table1", "ab"),
+        (folder, "table3", "d"),
+    ):
+        (place / "cards").mkdir(parents=True, exist_ok=True)
+        (place / f"{table}.md").write_text("".join(f"| [card](cards/{card}.md) |\n" for card in cards))
+        for card in cards:
+            (place / "cards" / f"{card}.json").write_text("{}")
+            (place / "cards" / f"{card}.md").write_text(card)
+    (folder / "cards" / "kept.json").write_text("{}")  # of a table that was stopped
+    tables.publish(study, folder, ["table3"])
+    assert "(cards/a.md)" in (folder / "table1.md").read_text()
+    assert "(cards/c.md)" in (folder / "table3.md").read_text()
+    assert {path.stem for path in (folder / "cards").glob("*.json")} == {"a", "b", "c", "kept"}
 
 
 def test_a_bundled_model_is_what_was_packed_and_is_kept_once(run, tmp_path, monkeypatch):

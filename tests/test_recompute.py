@@ -73,8 +73,9 @@ def test_gradients_are_the_same_by_the_ways_of_a_gpu(monkeypatch):
     assert less < 0.5 * kept
 
 
-def test_gradients_are_the_same_in_half_precision():
-    unet = network(dropout=0.0)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_are_the_same_in_half_precision(dropout):
+    unet = network(dropout=dropout)
     with torch.autocast("cpu", torch.bfloat16):
         _, gradients, kept = passes(unet, active=False)
         _, same, less = passes(unet, active=True)

@@ -393,7 +393,7 @@ def test_other_clips_than_asked_for_are_named_with_both(prepared, clip, named):
         ("http://127.0.0.1:9/{{x.tar", "braces of 'http://127.0.0.1:9/{x.tar' cannot be expanded"),
         ("pipe:cat {{000..", "cannot be expanded"),
         ("http://[bad/x.tar", "cannot be read as a tar of clips"),
-        ("http://127.0.0.1:9/{{1..99999999999}}.tar", "more than 1,000,000 URLs"),
+        ("http://127.0.0.1:9/{{1..99999999999}}.tar", "more than 10,000,000 URLs"),
         ("http://127.0.0.1:9/x.tar,file.tar", "cannot be read"),
     ],
 )

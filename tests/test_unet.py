@@ -382,6 +382,14 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
             assert float((mine - theirs).detach().norm() / theirs.detach().norm()) < 0.02
 
 
+def test_a_norm_is_compiled_for_any_number_of_positions():
+    norm = torch.compile(GroupNorm(8, 16), dynamic=True, fullgraph=True, backend="aot_eager")
+    for positions in (24, 30):
+        x = torch.randn(2, positions, 16, requires_grad=True)
+        norm(x, None, True).sum().backward()
+        assert x.grad is not None
+
+
 def test_sums_of_half_precision_are_of_float32():
     """However many there are, and whether or not they can be cut into equal pieces."""
     torch.manual_seed(0)

@@ -23,7 +23,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     On a CPU in bfloat16 by its matrix products, where it has them: PyTorch's own attention is no faster in bfloat16
     than in float32 there, and its backward pass slower (``docs/performance.md``). The scores are then rounded too.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling() and fast_bfloat16():
+    half = q.dtype == k.dtype == v.dtype == torch.bfloat16
+    if half and q.device.type == "cpu" and not torch.compiler.is_compiling() and fast_bfloat16():
         return _InPieces.apply(q, k, v)
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 

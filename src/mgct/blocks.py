@@ -85,7 +85,12 @@ class ResidualPath(nn.Module):
         if not self.training or self.dropout.p == 0:
             return h
         dropped, mask = torch.native_dropout(h, self.dropout.p, True)
-        return offer(dropped, lambda h, mask: h * mask * (1 / (1 - self.dropout.p)), h, mask)
+        return offer(dropped, self._dropped, h, mask)
+
+    def _dropped(self, h: Tensor, mask: Tensor) -> Tensor:
+        """What `torch.native_dropout` gives for this mask, to the last bit: a CPU rounds the factor too."""
+        scale = 1 / (1 - self.dropout.p)
+        return h * (mask * scale).to(h.dtype) if h.device.type == "cpu" else h * mask * scale
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

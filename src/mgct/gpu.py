@@ -201,9 +201,9 @@ def total(x: Tensor, dtype: torch.dtype) -> Tensor:
     A CPU makes a copy of half precision in ``dtype`` first, which takes several times as long as the sum; there up to
     512 values at a time are summed in x's own dtype, which accumulates in float32 and rounds each such sum.
     """
-    few = math.gcd(x.shape[1], 512)
-    if x.dtype != dtype and x.device.type == "cpu" and few >= 64:
-        x = x.unflatten(1, (-1, few)).sum(2)
+    if x.dtype != dtype and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        few = math.gcd(x.shape[1], 512)
+        x = x.unflatten(1, (-1, few)).sum(2) if few >= 64 else x
     return x.sum(1, dtype=dtype)
 
 

@@ -318,7 +318,8 @@ class MGCT:
         transfer: when stage 2 starts.
         consistency: what stage 2 minimises.
         balance: how the modalities are weighed, in both stages.
-        noise_weight: how much each noise level counts in L_MM; not in what is logged, nor in what δ is compared with.
+        noise_weight: how much each noise level counts in L_MM; not in ``loss_mm``, which is logged and which δ is
+            compared with.
     """
 
     def __init__(
@@ -371,7 +372,7 @@ class MGCT:
         return (2, self.consistency.ratio(self.updates), self.consistency.grid.count(self.updates))
 
     def _balanced(self, name: str, result: ClipLoss, weight: Tensor | float = 1.0) -> Tensor:
-        """One loss (B,) of the errors of the two modalities, times ``weight``."""
+        """One loss (B,) of the errors of the two modalities, each times ``weight``."""
         error = AVSample(video=result.logs[f"loss_{name}_video"], audio=result.logs[f"loss_{name}_audio"])
         return self.balance(name, error.map(lambda e: weight * e), self.learned)
 

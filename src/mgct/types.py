@@ -61,8 +61,8 @@ class ClipSpec:
         for name in ("frames", "fps", "size", "sample_rate_hz"):
             if not getattr(self, name) > 0:
                 raise UserError(f"clip.{name} must be positive, got {getattr(self, name)!r}")
-        if not self.seconds * self.sample_rate_hz < 1e12:
-            raise UserError(f"a clip of {self.seconds:.3g} s at {self.sample_rate_hz} Hz is too long")
+        if max(self.frames, self.size, self.sample_rate_hz) > 1e9 or not self.seconds * self.sample_rate_hz < 1e12:
+            raise UserError("a clip of so many frames, pixels or samples is too large; see clip.*")
         if self.audio_samples < 1:
             raise UserError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
 

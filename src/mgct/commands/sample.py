@@ -90,7 +90,8 @@ def sample(
             before they are written.
         start_timestep: the noisiest level; 700 makes more of a model that was trained for little, 999 is the schedule's
             last; the model's own if not given.
-        precision: of the network; bf16 and fp16 are faster on a GPU, and differ from fp32 by their rounding.
+        precision: of the network; bf16 and fp16 are faster on a GPU, bf16 on some CPUs too (`mgct doctor` says), and
+            differ from fp32 by their rounding.
     """
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")

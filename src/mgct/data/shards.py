@@ -589,7 +589,7 @@ def _read_videos(folder: Path, clip: ClipSpec, batch_size: int) -> Iterator[Clip
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
-MAX_URLS = 1_000_000
+MAX_URLS = 10_000_000
 """Shards of a stream."""
 
 
@@ -601,15 +601,16 @@ def _urls(source: str) -> list[str]:
     for part in re.split(r",(?=https?://|pipe:)", source):
         if not _URL.match(part):
             raise UserError(f"{part!r} is no URL: each part must start with http://, https:// or pipe:")
-        ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", part)
-        if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_URLS:
-            raise UserError(f"{part!r} is more than {MAX_URLS:,} URLs; are its braces as they should be?")
         try:
-            urls.extend(braceexpand.braceexpand(part))
+            ranges = [map(int, ends) for ends in re.findall(r"\{(-?\d+)\.\.(-?\d+)\}", part)]
+            few = math.prod(abs(last - first) + 1 for first, last in ranges) <= MAX_URLS
+            urls.extend(braceexpand.braceexpand(part) if few else ())
         except ValueError as error:
             raise UserError(
                 f"the braces of {part!r} cannot be expanded ({error}): write {{0..9}} or {{a,b}}, and \\{{ for a brace"
             ) from error
+        if not few:
+            raise UserError(f"{part!r} is more than {MAX_URLS:,} URLs; are its braces as they should be?")
     return urls
 
 

@@ -122,8 +122,8 @@ def _notes(study: Study, name: TableName, results: Sequence[Result], paper_data:
         notes.append(f"Seconds a clip: of the fastest of the {setting}, {how}")
     if not _times_agree(results):
         notes.append(
-            "Seconds a clip: rows differ in time per network call, so the machine was busy with other things at times; "
-            "--time measures them anew, in turns"
+            "Seconds a clip: rows differ in time per network call or in where they were timed, or the machine was busy "
+            "with other things at times; --time measures them anew, in turns"
         )
     if paper_data:
         notes.append(f"The paper's numbers are those for {PAPER_NAMES[paper_data]}. {TABLES[name].note}")
@@ -140,11 +140,13 @@ def _notes(study: Study, name: TableName, results: Sequence[Result], paper_data:
 
 
 def _times_agree(results: Sequence[Result], within: float = 1.25) -> bool:
-    """Whether rows sampled as the table is need the same time per network call, up to a factor.
+    """Whether rows sampled as the table is were timed alike and need the same time per network call, up to a factor.
 
     Models of one size do, unless something else disturbed some of them.
     """
     usual = results[0].row.sampling.title
+    if len({r.speed[1:] for r in results if r.speed and r.row.sampling.title == usual}) > 1:
+        return False
     rows = [(r.speed.seconds_per_clip, r.row.sampling) for r in results if r.speed]
     per_call = [seconds / sampling.calls for seconds, sampling in rows if sampling.title == usual]
     return not per_call or max(per_call) <= within * min(per_call)

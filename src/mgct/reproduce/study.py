@@ -388,7 +388,8 @@ class Measurer:
         path, samples = self.path(role, sampling), study.samples(role, sampling, settings.count)
         kept = path.is_file()
         card, speed = MetricCard.load(path) if kept else self._measure(samples), read_speed(samples)
-        if speed is not None and card.sampling != speed._asdict():
+        noted = card.sampling
+        if speed is not None and speed.in_turns >= noted.get("in_turns", False) and speed._asdict() != noted:
             card.sampling, kept = speed._asdict(), False
         if not kept:
             card.save(path)
