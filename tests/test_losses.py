@@ -12,6 +12,7 @@ from mgct.losses import (
     Levels,
     MinSNR,
     NoiseUnits,
+    NoiseWeights,
     PseudoHuber,
     SquaredError,
     UnitWeight,
@@ -252,10 +253,10 @@ def test_learned_uncertainty_is_the_sum_at_first_and_settles_at_each_loss_s_own_
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_min_snr_weighs_the_multimodal_loss_alone(stage):
-    """Below γ's level by the SNR, above not at all; what is logged and compared with δ is not weighed."""
+    """Below γ's level by the SNR, above not at all, in its modality; what δ is compared with is not weighed."""
     unet, random = randomised().train(), ClipRandom([1, 2, 3, 4, 5])
     even, weighed = objective(0.5), objective(0.5)
-    weighed.noise_weight = MinSNR(0.01)
+    weighed.noise_weight = NoiseWeights(video=MinSNR(0.01))
     for mixed in (even, weighed):
         if stage == 2:
             mixed.start_stage_2(unet, 0)
@@ -266,7 +267,7 @@ def test_min_snr_weighs_the_multimodal_loss_alone(stage):
     assert (snr < 0.01).any()
     weight = torch.where(snr > 0.01, 0.01 / snr, torch.ones_like(snr)).float()
     share = 1.0 if stage == 1 else 0.5
-    torch.testing.assert_close(of_even.loss - ours.loss, share * (1 - weight) * ours.logs["loss_mm"])
+    torch.testing.assert_close(of_even.loss - ours.loss, share * (1 - weight) * ours.logs["loss_mm_video"])
     assert all(torch.equal(ours.logs[name], value) for name, value in of_even.logs.items())
     with pytest.raises(UserError, match="gamma must be positive"):
         MinSNR(0.0)

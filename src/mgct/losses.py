@@ -62,7 +62,7 @@ def multimodal_loss(
 
 
 class NoiseWeight(ABC):
-    """How much a noise level counts in the multimodal loss."""
+    """How much a noise level counts in the multimodal loss of a modality."""
 
     @abstractmethod
     def __call__(self, level: NoiseLevel) -> Tensor:
@@ -95,6 +95,23 @@ class MinSNR(NoiseWeight):
     def __call__(self, level: NoiseLevel) -> Tensor:
         """(B,) weights."""
         return (self.gamma * (level.sigma / level.alpha).square()).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class NoiseWeights:
+    """How much each noise level counts in the multimodal loss, in either modality.
+
+    Args:
+        video: of the picture.
+        audio: of the sound.
+    """
+
+    video: NoiseWeight = EvenNoise()
+    audio: NoiseWeight = EvenNoise()
+
+    def __call__(self, level: NoiseLevel) -> AVSample:
+        """(B,) float32 weights of both."""
+        return AVSample(video=self.video(level).float(), audio=self.audio(level).float())
 
 
 class Distance(ABC):

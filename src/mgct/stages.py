@@ -18,9 +18,8 @@ from mgct.losses import (
     ClipLoss,
     Distance,
     EndPoint,
-    EvenNoise,
     Jump,
-    NoiseWeight,
+    NoiseWeights,
     Predictor,
     SquaredError,
     UnitWeight,
@@ -328,7 +327,7 @@ class MGCT:
         transfer: Transfer,
         consistency: Consistency,
         balance: Balance = OwnElements(),
-        noise_weight: NoiseWeight = EvenNoise(),
+        noise_weight: NoiseWeights = NoiseWeights(),
     ) -> None:
         self.schedule = schedule
         self.transfer = transfer
@@ -357,7 +356,7 @@ class MGCT:
         timestep = random.integers("mm.timestep", self.schedule.num_timesteps).to(clips.audio.device)
         plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
         logs = {"loss_mm": plain.loss, **plain.logs}
-        loss = self._balanced("mm", plain, self.noise_weight(self.schedule.level(timestep)).float())
+        loss = self._balanced("mm", plain, self.noise_weight(self.schedule.level(timestep)))
         if self.stage == 2:
             consistent = self._consistency(model, clips, random, window_shift)
             ratio = self.consistency.ratio(self.updates)
@@ -371,10 +370,12 @@ class MGCT:
             return (1,)
         return (2, self.consistency.ratio(self.updates), self.consistency.grid.count(self.updates))
 
-    def _balanced(self, name: str, result: ClipLoss, weight: Tensor | float = 1.0) -> Tensor:
-        """One loss (B,) of the errors of the two modalities, each times ``weight``."""
+    def _balanced(self, name: str, result: ClipLoss, weights: AVSample | None = None) -> Tensor:
+        """One loss (B,) of the errors of the two modalities, each times its weights (B,)."""
         error = AVSample(video=result.logs[f"loss_{name}_video"], audio=result.logs[f"loss_{name}_audio"])
-        return self.balance(name, error.map(lambda e: weight * e), self.learned)
+        if weights is not None:
+            error = error.map(torch.mul, weights)
+        return self.balance(name, error, self.learned)
 
     @staticmethod
     def _spread(loss: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ from mgct.convert import load_mm_diffusion
 from mgct.data.shards import ClipBatch, make_loader
 from mgct.errors import UserError, explain_memory
 from mgct.layout import make_accelerator
-from mgct.losses import EvenNoise, NoiseWeight
+from mgct.losses import NoiseWeights
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule, derive_seed
@@ -62,7 +62,7 @@ def train(
     transfer: Transfer = Transfer(),
     consistency: Consistency = Consistency(),
     balance: Balance = OwnElements(),
-    noise_weight: NoiseWeight = EvenNoise(),
+    noise_weight: NoiseWeights = NoiseWeights(),
     monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
