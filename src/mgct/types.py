@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,12 @@ class ClipSpec:
         for name in ("frames", "fps", "size", "sample_rate_hz"):
             if not getattr(self, name) > 0:
                 raise UserError(f"clip.{name} must be positive, got {getattr(self, name)!r}")
-        if max(self.frames, self.size, self.sample_rate_hz) > 1e9 or not self.seconds * self.sample_rate_hz < 1e12:
-            raise UserError("a clip of so many frames, pixels or samples is too large; see clip.*")
+        try:
+            endless = math.isinf(self.seconds * self.sample_rate_hz)
+        except OverflowError:
+            endless = True
+        if endless:
+            raise UserError("a clip of so many frames or samples is too large; see clip.frames, fps and sample_rate_hz")
         if self.audio_samples < 1:
             raise UserError(f"a clip of {self.seconds} s at {self.sample_rate_hz} Hz holds no audio sample")
 
