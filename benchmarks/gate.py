@@ -7,7 +7,7 @@ Both sides run in this process, A B A B …, in float32 on the CPU, and are time
 machine nor a busy one changes much. The ratio is the median over the pairs. The plain side is a stack of 3×3
 convolutions of 64 channels in PyTorch's channels-last format, repeated until it has done the same number of operations.
 How fast PyTorch's convolutions are differs between makers of processors and with the width of their vectors, so each
-kind has its own ratios; one that is not known has nothing to compare with.
+kind has its own ratios; one that is not known is compared with the largest.
 """
 
 from __future__ import annotations
@@ -124,10 +124,8 @@ def main() -> int:
         kept[kind] = ratios
         STORED.write_text(json.dumps(kept, indent=1) + "\n")
     if kind not in kept:
-        print(
-            f"nothing is stored for {kind}, only for {', '.join(kept)}: nothing to compare with; --store keeps these:"
-        )
-    stored = kept.get(kind, ratios)
+        print(f"nothing is stored for {kind}; compared with the slowest of {', '.join(kept)}, which says little")
+    stored = kept.get(kind, {case: max(known[case] for known in kept.values()) for case in ratios})
     slower = []
     for case, ratio in ratios.items():
         loss = ratio / stored[case] - 1

@@ -143,7 +143,7 @@ def test_a_made_table_is_not_made_again(made, models, capsys, nothing_is_made):
 
 
 def test_a_row_with_its_card_needs_no_clips(made, models, tmp_path, capsys, nothing_is_made):
-    """So a table goes on, on another machine, from what a repository can keep."""
+    """So a table goes on from what a repository can keep, where the arithmetic is the same."""
     shutil.copytree(made / "cards", tmp_path / "cards")
     reproduce(capsys, "table1", out=tmp_path, models=models, data=DATA, paper_data="landscape")
     for name in ("table1.md", "table1.csv"):

@@ -269,7 +269,7 @@ def animated_sheet(
     else:
         mixed = audio.sum(0)
         mixed = mixed / mixed.abs().max().clamp(min=1)
-    samples = round(len(sheets) * frames / clip.fps * clip.sample_rate_hz)
+    samples = clip.samples_at(len(sheets) * frames)
     mixed = torch.nn.functional.pad(mixed, (0, max(samples - mixed.shape[-1], 0)))[:, :samples]
     return torch.cat(sheets), (mixed * 32768).round().clamp(-32768, 32767).to(torch.int16)
 

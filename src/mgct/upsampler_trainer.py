@@ -33,6 +33,7 @@ from mgct.checkpoint import (
 from mgct.data.shards import ClipBatch
 from mgct.errors import UserError, check_numbers
 from mgct.noise import ClipRandom, NoiseSchedule, add_noise, derive_seed
+from mgct.stages import TargetDecay, average_into
 from mgct.types import dequantise
 from mgct.upsampler import UpsamplerUNet, degrade, shrink, upsampler_loss
 
@@ -196,10 +197,7 @@ class UpsamplerTrainer:
             group["lr"] = training.learning_rate_at(self.step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        decay = min(training.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for ours, theirs in zip(self.average.parameters(), self.unet.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
+        average_into(self.average, self.unet, TargetDecay(training.ema_decay, warmup=True)(self.step))
         return {"loss": loss, "loss_noise": loss_noise, "grad_norm": norm}
 
     def _log(self, images_per_s: float) -> dict[str, Any]:

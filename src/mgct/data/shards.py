@@ -525,7 +525,7 @@ def _batch(
     video_rows, audio_rows = videos.numpy(), audios.numpy()
     for row, ((_, video, audio), start, flip) in enumerate(zip(arrays, starts, flips, strict=True)):
         frames = video[start : start + clip.frames]
-        first = round(start / clip.fps * clip.sample_rate_hz)
+        first = clip.samples_at(start)
         sound = audio[:, first : first + clip.audio_samples]
         if frames.shape != clip.video_shape or sound.shape[0] != 1 or clip.audio_samples - sound.shape[1] > 1:
             raise UserError(f"clip {arrays[row][0]} has another shape than the first of its source: {video.shape}")
@@ -553,7 +553,7 @@ def _spare_frames(stored: ClipSpec, clip: ClipSpec, where: str) -> int:
 def _check_arrays(video: NDArray[np.uint8], audio: NDArray[np.int16], clip: ClipSpec, where: str) -> int:
     """As `_spare_frames`, for clips of which only the arrays are known."""
     frames = video.shape[0]
-    expected = round(frames / clip.fps * clip.sample_rate_hz)
+    expected = clip.samples_at(frames)
     if video.shape != (frames, *clip.video_shape[1:]) or audio.shape != (1, expected) or frames < clip.frames:
         raise UserError(
             f"{where} holds clips with video {video.shape} and audio {audio.shape}, but {_describe(clip)} (video "

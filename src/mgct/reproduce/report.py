@@ -122,8 +122,8 @@ def _notes(study: Study, name: TableName, results: Sequence[Result], paper_data:
         notes.append(f"Seconds a clip: of the fastest of the {setting}, {how}")
     if not _times_agree(results):
         notes.append(
-            "Seconds a clip: rows differ in time per network call or in where they were timed, or the machine was busy "
-            "with other things at times; --time measures them anew, in turns"
+            "Seconds a clip: rows differ in time per network call, so the machine was busy with other things at times, "
+            "or they were timed on different ones; --time measures them anew, in turns"
         )
     if paper_data:
         notes.append(f"The paper's numbers are those for {PAPER_NAMES[paper_data]}. {TABLES[name].note}")

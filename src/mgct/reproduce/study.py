@@ -388,8 +388,8 @@ class Measurer:
         path, samples = self.path(role, sampling), study.samples(role, sampling, settings.count)
         kept = path.is_file()
         card, speed = MetricCard.load(path) if kept else self._measure(samples), read_speed(samples)
-        noted = card.sampling
-        if speed is not None and speed.in_turns >= noted.get("in_turns", False) and speed._asdict() != noted:
+        noted = noted_speed(card)
+        if speed is not None and speed != noted and (speed.in_turns or noted is None or not noted.in_turns):
             card.sampling, kept = speed._asdict(), False
         if not kept:
             card.save(path)

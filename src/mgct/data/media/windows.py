@@ -76,7 +76,7 @@ class WindowReader(Closing):
         pictures, sound = _Sliding(self.video.read), _Sliding(self.audio.read)
         while True:
             frames = pictures.window(first, clip.frames)
-            samples = sound.window(round(first / clip.fps * clip.sample_rate_hz), clip.audio_samples)
+            samples = sound.window(clip.samples_at(first), clip.audio_samples)
             if not _complete(frames, samples, clip):
                 self.video.finish()
                 self.audio.finish()
