@@ -371,6 +371,20 @@ def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
     torch.testing.assert_close(twice, f(second.alpha * once + second.sigma * z, second))
 
 
+@pytest.mark.parametrize("start", [999, 850, 120, 100, 30])
+@pytest.mark.parametrize("calls", [1, 2, 4, 5])
+def test_a_short_consistency_grid_ends_at_one_noise_level_wherever_it_starts(start, calls):
+    """Timestep 100, if that is below the start; the levels fall to it from the start."""
+    *levels, clean = samplers.consistency_grid(SCHEDULE.until(start), calls)
+    timesteps = [level.timestep for level in levels]
+    assert clean is CLEAN
+    assert len(timesteps) == calls
+    assert timesteps[0] == start
+    assert timesteps == sorted(set(timesteps), reverse=True)
+    if 2 <= calls <= 4 and start > 100:
+        assert timesteps[-1] == pytest.approx(100)
+
+
 # ---------------------------------------------------------------------------------------------- conditional
 
 

@@ -173,7 +173,7 @@ class Weight(ABC):
 
 @dataclass(frozen=True)
 class UnitWeight(Weight):
-    """λ = 1, as in the paper's Algorithm 1."""
+    """λ = 1. The paper names λ in Eq. 9 and Algorithm 1 and gives no value; this is the plainest reading."""
 
     def __call__(self, levels: Levels) -> Tensor:
         """(B,) ones."""

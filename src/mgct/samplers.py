@@ -128,16 +128,19 @@ def log_snr_grid_to_clean(schedule: NoiseSchedule, calls: int) -> Grid:
     return [*points, CLEAN]
 
 
+CONSISTENCY_END = NoiseSchedule().log_snr(torch.tensor(100.0)).item()
+"""λ of the last point of a short `consistency_grid`: timestep 100 of the default schedule, wherever sampling starts."""
+
+
 def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
     """``calls`` points uniform in λ, then the clean end, for the consistency sampler.
 
-    Up to four calls the last is at timestep 100, above where `log_snr_grid` of one point more has its last but one;
-    chosen by measurement on trained networks (``docs/sampling.md``).
+    Up to four calls the last is at `CONSISTENCY_END`, above where `log_snr_grid` of one point more has its last but
+    one; chosen by measurement on trained networks (``docs/sampling.md``).
     """
-    if calls == 1 or calls > 4:
+    first, last = schedule.log_snr(torch.tensor(schedule.num_timesteps - 1.0)).item(), CONSISTENCY_END
+    if calls == 1 or calls > 4 or first >= last:
         return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
-    ends = torch.tensor([schedule.num_timesteps - 1, schedule.num_timesteps / 10], dtype=torch.float64)
-    first, last = schedule.log_snr(ends).tolist()
     timesteps = schedule.timestep_at(torch.linspace(first, last, calls, dtype=torch.float64))
     timesteps[0] = schedule.num_timesteps - 1
     return [*points(schedule, timesteps), CLEAN]

@@ -176,9 +176,9 @@ TABLES: dict[TableName, Table] = {
             },
         ),
         _MGCT_NOTE
-        + " They were sampled by MM-Diffusion's published solver, whose first-order step is wrong for the audio: at 9, "
-        "10, 12 and 15 calls their FAD is that of another sampler than `dpm-solver` here "
-        "(benchmarks/published_solver.py makes such rows).",
+        + " If they were sampled by MM-Diffusion's published solver, which the paper does not say, its first-order "
+        "step was wrong for the audio: at 9, 10, 12 and 15 calls their FAD is then that of another sampler than "
+        "`dpm-solver` here (benchmarks/published_solver.py makes such rows).",
     ),
     "table2": Table(
         "MM-Diffusion and MGCT, sampled slowly by DDPM",

@@ -25,6 +25,8 @@ _WIDTHS = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0)
 def log_mel_patches(audio: Tensor) -> Tensor:
     """Audio (B, L) at 16 kHz as log-mel patches (B, P, 96, 64) of 0.96 s each; shorter sound is padded with silence.
 
+    As usual for VGGish they do not overlap and what is left over is not heard: of 1.6 s only the first 0.96 s.
+
     25 ms periodic Hann windows each 10 ms, magnitudes of a 512-point FFT, 64 bands of 125 to 7500 Hz, log(x + 0.01).
     """
     smallest = _WINDOW + (_PATCH - 1) * _HOP
