@@ -29,7 +29,8 @@ from mgct.data.media import (
     to_square,
     write_mp4,
 )
-from mgct.data.prepare import FileReport, prepare
+from mgct.data.prepare import prepare
+from mgct.data.report import FileReport
 from mgct.data.shards import read_all
 from mgct.errors import UserError
 from mgct.types import AVSample, ClipSpec

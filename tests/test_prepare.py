@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from mgct.data import parts
 from mgct.data import prepare as preparing
 from mgct.data.inspect import as_json, as_table, inspect_folder
 from mgct.data.media import WindowReader
@@ -163,9 +164,9 @@ def _start(videos: Path, out: Path, with_workers: bool) -> subprocess.Popen | mu
 def test_killed_five_times_and_resumed_is_as_if_undisturbed(videos, undisturbed, tmp_path, monkeypatch):
     """SIGKILL at random moments while parts are made, once with worker processes, which then end by themselves."""
     out, draw = tmp_path / "out", random.Random(7)
-    make_part = preparing._make_part
+    make_part = parts.make_part
     # Forked processes pause before each part, so that on a fast machine too some are left for the next kill.
-    monkeypatch.setattr(preparing, "_make_part", lambda job: (time.sleep(0.08), make_part(job)))
+    monkeypatch.setattr(parts, "make_part", lambda job: (time.sleep(0.08), make_part(job)))
     for kill in range(5):
         before = len(list(out.glob(".parts/*/*.json")))
         process = _start(videos, out, with_workers=kill == 0)
@@ -189,7 +190,7 @@ def test_killed_five_times_and_resumed_is_as_if_undisturbed(videos, undisturbed,
 def test_killed_while_shards_are_written(videos, undisturbed, tmp_path, monkeypatch, share):
     """Ended at the first, a middle or the last write of a shard or index: the next run completes the same bytes."""
     out, writes = tmp_path / "out", -1
-    whole, last = preparing._whole, len(list(undisturbed.rglob("*.tar")))
+    whole, last = preparing.whole, len(list(undisturbed.rglob("*.tar")))
 
     class Killed(BaseException):
         pass
@@ -202,11 +203,12 @@ def test_killed_while_shards_are_written(videos, undisturbed, tmp_path, monkeypa
             raise Killed
         return whole(path)
 
-    monkeypatch.setattr(preparing, "_whole", dying)
+    for module in (preparing, parts):
+        monkeypatch.setattr(module, "whole", dying)
     with pytest.raises(Killed):
         run(videos, out)
     assert not (out / "index.json").exists()
-    monkeypatch.setattr(preparing, "_whole", whole)
+    monkeypatch.undo()
     run(videos, out)
     assert files_of(out) == files_of(undisturbed)
 
@@ -337,7 +339,7 @@ def test_disk_full_in_a_worker_process_is_the_same_line(videos, tmp_path, monkey
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(preparing, "for_each_file", full)
+    monkeypatch.setattr(parts, "for_each_file", full)
     with pytest.raises(UserError, match="no space left"):
         run(videos, tmp_path / "out", workers=2)
 

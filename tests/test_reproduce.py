@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from mgct import AVPipeline, ClipSpec, MultimodalUNet, samplers
 from mgct.cli import main
 from mgct.clip_folder import load_clips
-from mgct.data.shards import open_clips
+from mgct.data.numbered import open_clips
 from mgct.data.worlds import get_world
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard

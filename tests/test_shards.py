@@ -15,19 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from mgct.data.batches import ClipBatch
 from mgct.data.media import Window, write_mp4
-from mgct.data.prepare import _tar_block
-from mgct.data.shards import (
-    ClipBatch,
-    _Batches,
-    _DrawnAhead,
-    _permutation,
-    _Positioned,
-    count_clips,
-    make_loader,
-    open_clips,
-    read_all,
-)
+from mgct.data.numbered import open_clips
+from mgct.data.parts import tar_block
+from mgct.data.shards import _Batches, _DrawnAhead, _permutation, _Positioned, count_clips, make_loader, read_all
 from mgct.errors import UserError
 from mgct.types import ClipSpec
 
@@ -53,7 +45,7 @@ def write_shards(folder: Path) -> None:
         with path.open("wb") as out:
             for number in numbers:
                 facts = {"fps": STORED.fps, "sample_rate_hz": STORED.sample_rate_hz}
-                content, block = _tar_block(f"clip_{number:05d}", stored_clip(int(number)), facts, at)
+                content, block = tar_block(f"clip_{number:05d}", stored_clip(int(number)), facts, at)
                 out.write(content)
                 samples.append([block.key, at + block.audio[0], block.audio[1], at + block.video[0], block.video[1]])
                 at += block.length
@@ -286,7 +278,7 @@ def test_a_busy_server_is_asked_again(prepared, monkeypatch):
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr("mgct.data.shards._RETRY_AFTER_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("mgct.data.streams._RETRY_AFTER_S", (0.01, 0.01, 0.01))
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Busy, directory=prepared / "train")
     ) as server:
@@ -455,7 +447,7 @@ def test_an_index_that_points_beside_the_arrays_is_one_line(prepared, tmp_path, 
 
 
 def test_a_damaged_json_in_a_stream_is_one_line(tmp_path):
-    content, _ = _tar_block("clip", stored_clip(0), {"fps": "ten"}, 0)
+    content, _ = tar_block("clip", stored_clip(0), {"fps": "ten"}, 0)
     (tmp_path / "x.tar").write_bytes(content + bytes(1024))
     with pytest.raises(UserError, match=r"x\.tar \(clip\) has a damaged \.json"):
         take(1, f"pipe:cat {tmp_path}/x.tar")

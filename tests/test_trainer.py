@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
-from mgct.data.shards import ClipBatch
+from mgct.data.batches import ClipBatch
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
 from mgct.losses import FlowMap, PseudoHuber

@@ -32,7 +32,7 @@ from mgct.checkpoint import (
     write_checkpoint,
     write_metrics,
 )
-from mgct.data.shards import ClipBatch
+from mgct.data.batches import ClipBatch
 from mgct.errors import UserError, check_numbers
 from mgct.gpu import send
 from mgct.guard import Failure, StepGuard

@@ -30,7 +30,7 @@ from mgct.checkpoint import (
     write_checkpoint,
     write_metrics,
 )
-from mgct.data.shards import ClipBatch
+from mgct.data.batches import ClipBatch
 from mgct.errors import UserError, check_numbers
 from mgct.noise import ClipRandom, NoiseSchedule, add_noise, derive_seed
 from mgct.stages import TargetDecay, average_into

@@ -18,7 +18,8 @@ from mgct import __version__
 from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, run_folder
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
-from mgct.data.shards import ClipBatch, make_loader
+from mgct.data.batches import ClipBatch
+from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
 from mgct.layout import make_accelerator
 from mgct.losses import NoiseWeights

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 
 from mgct.checkpoint import list_checkpoints, read_checkpoint, run_folder
 from mgct.convert import read_state_dict
-from mgct.data.shards import ClipBatch, make_loader
+from mgct.data.batches import ClipBatch
+from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
 from mgct.layout import Precision, make_accelerator
 from mgct.noise import NoiseSchedule, derive_seed

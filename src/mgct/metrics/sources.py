@@ -186,8 +186,8 @@ class StoredSource:
     """
 
     def __init__(self, source: str, spec: ClipSpec | None, split: str) -> None:
-        from mgct.data import shards
-        from mgct.data.prepare import read_index
+        from mgct.data.index import read_index
+        from mgct.data.numbered import open_clips
 
         index = Path(source) / "index.json"
         if spec is None and index.is_file():
@@ -195,7 +195,7 @@ class StoredSource:
         self.spec = spec or ClipSpec()
         self.container = "world" if source.startswith("world:") else "shards"
         self.origin = source if self.container == "world" else Path(source).name
-        self._clips = shards.open_clips(source, self.spec, split, 0)
+        self._clips = open_clips(source, self.spec, split, 0)
         self.files = [index] if index.is_file() else [Path(path) for path in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
         if source.startswith("world:") and source.count(":") == 1:
             raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
