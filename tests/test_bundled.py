@@ -58,8 +58,9 @@ def test_a_saved_pipeline_of_the_same_name_goes_first(tmp_path, monkeypatch):
     assert AVPipeline.from_pretrained("landscape").config.beta_end == 0.03
     config.unlink()  # any folder, as of videos
     assert AVPipeline.from_pretrained("landscape").config.beta_end == 0.02
-    with pytest.raises(UserError, match=r"seascape is not a saved pipeline .* landscape"):
-        AVPipeline.from_pretrained("seascape")
+    for name in ("seascape", "seascape/model", "a/b/model", Path("seascape/model"), Path("a/b"), "landscape/best"):
+        with pytest.raises(UserError, match=rf"{name} is not a saved pipeline .* landscape"):
+            AVPipeline.from_pretrained(name)
 
 
 def test_sample_alone_makes_clips_of_a_bundled_model(tmp_path, monkeypatch, capsys):

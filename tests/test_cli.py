@@ -168,3 +168,17 @@ def test_a_dataclass_is_given_by_a_file_and_its_parts_win(tmp_path, annotation):
     assert given == [ClipSpec(frames=6, size=32)]
     with pytest.raises(UserError, match="missing"):
         cli.call(function, "mgct test", ["--clip", str(tmp_path / "missing.yaml")])
+    path.write_text("clip: {frames: 4, size: 32}\ntrain: {steps: 3}\n")  # of a training configuration its own clip
+    for words in (["--clip", str(path)], [f"--clip={path}"]):
+        cli.call(function, "mgct test", [*words, "--clip.frames", "6"])
+        assert given.pop() == ClipSpec(frames=6, size=32)
+
+
+def test_a_warning_of_this_package_is_one_line(tmp_path):
+    """Others' warnings stay as Python has them."""
+    script = "import warnings; from mgct import cli; import sys; warnings.formatwarning = cli._warning_line; "
+    script += "warnings.warn_explicit('odd', UserWarning, cli.__file__, 1); warnings.warn('foreign')"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    own, *foreign = shown.splitlines()
+    assert own == "mgct: odd"
+    assert "UserWarning: foreign" in foreign[0]

@@ -198,3 +198,46 @@ def test_given_media_of_any_rate_are_in_the_clips(model, tmp_path, rate):
     torch.testing.assert_close(made["audio"].audio[0, 0], sound, atol=1e-4, rtol=0)
     torch.testing.assert_close(made["video"].video[0], picture, atol=0.01, rtol=0)
     assert (made["audio"].video[0] - picture).abs().mean() > 0.05
+
+
+def test_a_folder_of_sounds_is_taken_in_turn_and_from_where_it_is_told(model, tmp_path):
+    """Clip k has the sound of file k modulo N from --start_s on; more clips of the same can be asked for later."""
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for number, name in enumerate(("a.wav", "b ü.wav")):
+        write_media(sounds / name, vcodec=None, acodec="pcm_s16le", seconds=1.0 + number, event_s=0.4 + 0.2 * number)
+    (sounds / "notes.txt").write_text("no sound")
+    out, how = tmp_path / "out", {"steps": 1, "audio": sounds, "start_s": 0.3}
+    sample(str(model), out, **how)
+    assert len(films(out)) == 2
+    sample(str(model), out, num=3, **how)
+    assert len(films(out)) == 3
+    with pytest.raises(UserError, match="made otherwise"):
+        sample(str(model), out, num=3, **{**how, "start_s": 0.0})
+    lossless = tmp_path / "lossless"
+    sample(str(model), lossless, num=3, format="safetensors", **how)
+    made = load_clips(lossless / "clips_000000-000002.safetensors")[0].audio[:, 0]
+    for clip, name in zip(made, ("a.wav", "b ü.wav", "a.wav"), strict=True):
+        with AudioReader(sounds / name, sample_rate_hz=CLIP.sample_rate_hz, start_s=0.3) as reader:
+            expected = torch.from_numpy(reader.read(CLIP.audio_samples)) / 32768
+        torch.testing.assert_close(clip, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"audio": "empty"}, "empty: no sound or video file in this folder"),
+        ({"video": "empty"}, "empty: no video file in this folder"),
+        ({"start_s": 1.0}, "give --audio or --video too"),
+        ({"audio": "sound.wav", "start_s": -1.0}, "start_s must be 0 or later"),
+        ({"audio": "sound.wav", "start_s": 0.8}, r"sound\.wav lasts 0\.2\d? s from 0\.8 s on; the clip needs 0\.4 s"),
+    ],
+)
+def test_a_given_folder_or_start_that_will_not_do_is_named(model, tmp_path, how, message):
+    (tmp_path / "empty").mkdir()
+    write_media(tmp_path / "sound.wav", vcodec=None, acodec="pcm_s16le", seconds=1.0)
+    how = {name: tmp_path / value if isinstance(value, str) else value for name, value in how.items()}
+    with pytest.raises(UserError, match=message):
+        sample(str(model), tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()

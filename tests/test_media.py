@@ -471,6 +471,15 @@ def test_inspect_says_what_is_wrong(facts, name, problem):
     assert any(problem in found for found in facts[name].problems)
 
 
+@pytest.mark.parametrize("fps", [24, 30, Fraction(30000, 1001)])
+def test_inspect_tells_the_rate_of_rounded_time_stamps(tmp_path, fps):
+    """Matroska's are whole milliseconds: 33, 33, 34."""
+    write_media(tmp_path / "a.mkv", fps=fps, seconds=2.0)
+    (entry,) = inspection.inspect_folder(tmp_path, workers=0, progress=False)
+    assert entry.fps == pytest.approx(float(fps), abs=0.05)
+    assert not entry.variable_fps
+
+
 def test_inspect_measures_loudness(tmp_path):
     """A 997 Hz tone at -20 dB of full scale on one channel measures -23.01 LUFS (ITU-R BS.1770)."""
     write_media(tmp_path / "quiet.mkv", acodec="flac", container="matroska", volume=0.0)

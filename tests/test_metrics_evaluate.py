@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mgct import AVSample, ClipSpec
 from mgct.cli import main
+from mgct.clip_folder import save_clips
 from mgct.errors import UserError
 from mgct.metrics import evaluate as e
 from mgct.metrics.card import MetricCard, comparison
@@ -19,6 +20,7 @@ from mgct.metrics.distances import frechet_distance
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.protocols import PROTOCOLS, get_protocol
 from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, identity, open_source
+from mgct.types import dequantise
 
 SPEC = ClipSpec(8, 10.0, 16, 2560)
 pytestmark = pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
@@ -110,7 +112,7 @@ class Deadly(SampleSource):
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     folder = write_samples(tmp_path / "clips", clips(36, 0))
-    with pytest.raises(UserError, match=r"a worker process has died.*fewer --workers"):
+    with pytest.raises(UserError, match=r"a worker process has died.*use fewer workers"):
         measured(Deadly(folder), Deadly(folder), workers=2)
 
 
@@ -270,11 +272,6 @@ def test_a_broken_video_is_named(tmp_path: Path) -> None:
         source.read([0])
 
 
-def test_too_few_clips_say_how_many(real: MemorySource, fake: MemorySource) -> None:
-    with pytest.raises(UserError, match="2048 clips are wanted and 36 are there"):
-        e.evaluate(real, fake, "compact", progress=False, cache=None)
-
-
 def test_clips_of_different_length_are_refused(real: MemorySource) -> None:
     other = ClipSpec(16, 10.0, 16, 2560)
     with pytest.raises(UserError, match="must agree"):
@@ -431,3 +428,45 @@ def test_a_card_is_written_whole(real: MemorySource, fake: MemorySource, tmp_pat
     with pytest.raises(UserError, match=r"b\.md cannot be written \(No space left on device\)"):
         card.save(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.5.json", "a-0.5.md"]
+
+
+def test_a_card_against_other_clips_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default; with the same real clips it is made anew, and --out is taken at its word."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("one", 0), ("two", 1), ("made", 2)):
+        write_samples(Path(name), clips(3, seed))
+    assert main(["evaluate", "one", "made", "--num", "3"]) == 0
+    card = Path("made/metrics-compact.json").read_text()
+    for other in (["two", "made", "--num", "3"], ["one", "made", "--num", "2"]):
+        capsys.readouterr()
+        assert main(["evaluate", *other]) == 2
+        assert "is a card against 3 clips of one" in capsys.readouterr().err
+        assert Path("made/metrics-compact.json").read_text() == card
+    assert main(["evaluate", "one", "made", "--num", "3"]) == 0
+    assert main(["evaluate", "two", "made", "--num", "3", "--out", "made/metrics-compact"]) == 0
+    assert MetricCard.load("made/metrics-compact.json").real.origin == "two"
+
+
+def test_too_few_clips_are_named_with_what_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_samples(Path("few"), clips(3, 0))
+    write_samples(Path("more"), clips(5, 0))
+    few, more = open_source("few"), open_source("more")
+    with pytest.raises(UserError, match=r"there are only 3 generated ones in few: give a num of at most 3 \(--num 3\)"):
+        e.evaluate(more, few, "compact", num=5)
+    with pytest.raises(UserError, match=r"only 5 real ones in more and 3 generated ones in few: .*--num 3\)"):
+        e.evaluate(more, few, "compact", num=6)
+    with pytest.raises(UserError, match=r"only 4 real ones in world:dance:4 \(its test split\) and 3 generated"):
+        e.evaluate(open_source("world:dance:4", SPEC), few, "compact", num=5, split="test")
+    with pytest.raises(UserError, match="at least 2 clips a side"):
+        e.evaluate(more, few, "compact", num=1)
+
+
+def test_a_folder_of_mgct_sample_is_read_as_it_was_made(tmp_path: Path) -> None:
+    made = ClipSpec(frames=4, fps=10, size=16, sample_rate_hz=8000)
+    save_clips(dequantise(clips(1, 0)), str(tmp_path), SPEC)
+    (tmp_path / "sampling.json").write_text(json.dumps({"clip": asdict(made), "seconds": None}))
+    assert open_source(tmp_path).spec == made
+    assert open_source(tmp_path, SPEC).spec == SPEC

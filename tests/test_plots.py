@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from mgct import AVSample, ClipSpec
 from mgct.clip_folder import save_clips
-from mgct.commands.plot import clip_of, plot_clips, plot_compare, plot_loss, plot_sheet
+from mgct.commands.plot import plot_clips, plot_compare, plot_loss, plot_sheet
 from mgct.data.media import write_mp4
 from mgct.errors import UserError
+from mgct.metrics.sources import clip_of
 from mgct.plots import FLOOR_DB, animated_sheet, clips_figure, compare_figure, loss_figure, spectrogram_db
 from mgct.types import quantise
 

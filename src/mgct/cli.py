@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgct import __version__
 from mgct.errors import UserError
+
+_PYTHONS_WARNING = warnings.formatwarning
 
 
 class Command(NamedTuple):
@@ -80,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print("\n".join([f"mgct {__version__}", *(f"{name} {version}" for name, version in versions().items())]))
         return 0
+    warnings.formatwarning = _warning_line
     try:
         status = run(arguments)
         sys.stdout.flush()
@@ -101,6 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mgct: interrupted", file=sys.stderr)
         return 130
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What this package warns of in one line; others' warnings as Python has them."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        return f"mgct: {message}\n"
+    return _PYTHONS_WARNING(message, category, filename, lineno, line)
 
 
 def keep_freed_memory() -> None:
@@ -176,6 +191,24 @@ def complete_flags(function: Callable[..., Any], arguments: Sequence[str]) -> li
     ]
 
 
+def own_clip(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``--clip FILE`` of a training configuration replaced by what that file has under ``clip``."""
+    import yaml
+
+    words = list(arguments)
+    for place, (word, after) in enumerate(itertools.zip_longest(arguments, arguments[1:], fillvalue="")):
+        name, given = word.split("=", 1) if "=" in word else (word, after)
+        if name != "--clip" or not Path(given).is_file():
+            continue
+        try:
+            clip = yaml.safe_load(Path(given).read_text())["clip"]
+        except (OSError, UnicodeError, yaml.YAMLError, LookupError, TypeError):
+            continue  # whatever it is, the parser will say
+        words[place : place + 1 + ("=" not in word)] = [f"--clip={json.dumps(clip)}"]
+        break
+    return words
+
+
 def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     """Parse and call.
 
@@ -193,6 +226,8 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     if getattr(function, "takes_many", False):  # its words are one list
         words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
         arguments = [",".join(words), *arguments[len(words) :]] if words else arguments
+    if "clip" in inspect.signature(function).parameters:
+        arguments = own_clip(arguments)
     try:
         parsed = parser.parse_args(complete_flags(function, arguments))
         options = parser.instantiate(parsed).as_dict()

@@ -19,6 +19,7 @@ from torch import Tensor
 from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.given import Given
+from mgct.metrics.sources import read_record
 from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise, quantise
 
@@ -26,7 +27,12 @@ Format = Literal["mp4", "safetensors"]
 
 
 def save_clips(
-    clips: AVSample, folder: Path, clip: ClipSpec, *, indices: Sequence[int] | None = None, format: Format = "mp4"
+    clips: AVSample,
+    folder: str | Path,
+    clip: ClipSpec,
+    *,
+    indices: Sequence[int] | None = None,
+    format: Format = "mp4",
 ) -> list[Path]:
     """Write clips to a folder, each file complete or absent.
 
@@ -44,7 +50,7 @@ def save_clips(
     Returns:
         The files written.
     """
-    indices = list(range(len(clips.video))) if indices is None else list(indices)
+    indices, folder = list(range(len(clips.video))) if indices is None else list(indices), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = quantise(clips)
     if format == "safetensors":
@@ -63,7 +69,7 @@ def save_clips(
     return paths
 
 
-def load_clips(path: Path) -> tuple[AVSample, ClipSpec]:
+def load_clips(path: str | Path) -> tuple[AVSample, ClipSpec]:
     """Clips in [-1, 1] and their facts from a safetensors file of `save_clips`.
 
     Raises:
@@ -131,7 +137,7 @@ def sample_to_folder(
         options: how they are sampled.
         format: ``mp4`` (a file per clip) or ``safetensors`` (a file per ``shard_size`` clips).
         seconds: duration, None: the model's own.
-        given: a part that is given, the same for all clips (N = 1).
+        given: a part that is given, in N versions: clip k has version k modulo N.
         rank: this process.
         world_size: number of processes.
         shard_size: clips per safetensors file.
@@ -144,13 +150,12 @@ def sample_to_folder(
     """
     if num_clips < 1:
         raise UserError(f"num_clips must be at least 1, got {num_clips}")
-    if given is not None and (len(given.start.video), len(given.start.audio)) != (1, 1):
-        raise UserError("sampling into a folder takes one given clip, the same for all")
     size = 1 if format == "mp4" else shard_size
     files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
     missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
     indices = [index for file in missing for index in file]
-    batches = pipe.stream(indices, options, seconds=seconds, given=given)  # what cannot be made claims no folder
+    own = None if given is None else given.of([index % len(given) for index in indices])
+    batches = pipe.stream(indices, options, seconds=seconds, given=own)  # what cannot be made claims no folder
     folder.mkdir(parents=True, exist_ok=True)
     clip = replace(pipe.clip, size=finished_size or pipe.clip.size)
     record = _record(pipe, options, num_clips, format, seconds, given, shard_size)
@@ -221,21 +226,6 @@ def _record(
         }
     if format == "safetensors":
         record |= {"num_clips": num_clips, "shard_size": shard_size}
-    return record
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a folder of clips, its ``sampling.json``.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        record = json.loads(path.read_text())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged, so how the clips were made is unknown; choose another folder")
     return record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +18,10 @@ from mgct.types import AVSample
 Method = Literal["replacement", "guided", "mm-diffusion"]
 GUIDANCE_SCALE = 8.0
 """Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
+
+
+LARGEST = 1.25
+"""Given clips lie in [-1, 1]; resampling may have carried them a little beyond."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Given:
             raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
+
+    def __len__(self) -> int:
+        """N."""
+        return max(len(self.start.video), len(self.start.audio))
+
+    def of(self, rows: Sequence[int]) -> Given:
+        """What is given of these of the N clips."""
+        return replace(self, start=self.start.map(lambda x: x if len(x) == 1 else x[list(rows)]))
 
     def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
         """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
@@ -78,12 +90,19 @@ def as_clips(tensor: Tensor, dimensions: int, what: str, wanted: str) -> Tensor:
     """A clip, or several, as several, (N, …).
 
     Raises:
-        UserError: it has other dimensions, or is not in [-1, 1] form; ``what`` it is, and what is ``wanted``.
+        UserError: it is no tensor, has other dimensions, or is not in [-1, 1]; ``what`` it is, and what is ``wanted``.
     """
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{what} must be a torch tensor, got {type(tensor).__name__}: torch.from_numpy makes one")
     if tensor.dim() == dimensions - 1:
         tensor = tensor[None]
     if tensor.dim() != dimensions:
         raise UserError(f"{what} must be {wanted}, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise UserError(f"{what} must be floating point in [-1, 1], got {tensor.dtype}; see mgct.types.dequantise")
+    if not tensor.abs().amax() <= LARGEST:
+        raise UserError(
+            f"{what} must be in [-1, 1], got values from {tensor.amin():g} to {tensor.amax():g}; pixels of 0 … 255 "
+            "become that by x / 127.5 - 1, samples of 16 bits by x / 32768"
+        )
     return tensor

@@ -22,6 +22,7 @@ class ModelFacts:
         parameters: how many it has.
         recommended: sampler → (fewest, most) network calls that it was made for, as `AVPipeline` keeps it.
         data: what it was trained on, as ``mgct train --data`` takes it; empty: not known.
+        began_from: the weights that it was trained from, as ``mgct train --init`` takes them; empty: from none.
         step: optimiser steps that it was trained for.
         stage: 1 or 2; None: not known.
         settings: the run's settings, nested names → plain values; shown as YAML.
@@ -38,6 +39,7 @@ class ModelFacts:
     parameters: int
     recommended: Mapping[str, Sequence[int]]
     data: str = ""
+    began_from: str = ""
     step: int | None = None
     stage: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +128,8 @@ def _samplers(facts: ModelFacts) -> str:
 
 def _training(facts: ModelFacts) -> str:
     said = [f"- Data: {f'`{_line(facts.data)}`' if facts.data else 'not recorded'}."]
+    if facts.began_from:
+        said.append(f"- Began from the weights of `{_line(facts.began_from)}`, and what those had been trained on.")
     if facts.step is not None:
         said.append(f"- Steps: {facts.step:,}.")
     if facts.stage is not None:

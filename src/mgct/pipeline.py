@@ -157,18 +157,19 @@ class AVPipeline(DiffusionPipeline):
         Raises:
             UserError: a path that is no such folder, or one whose files are damaged.
         """
-        path = Path(pretrained_model_name_or_path)
+        path, name = Path(pretrained_model_name_or_path), str(pretrained_model_name_or_path)
         bundled = bundled_models()
-        if str(path) in bundled and not (path / "model_index.json").is_file():
-            pretrained_model_name_or_path = path = bundled[str(path)]
-        local = path.exists() or path.is_absolute() or str(pretrained_model_name_or_path).count("/") != 1
+        if name in bundled and not (path / "model_index.json").is_file():
+            path = bundled[name]
+        could_be_on_hub = isinstance(pretrained_model_name_or_path, str) and name.count("/") == 1
+        local = not could_be_on_hub or path.exists() or path.parent.is_dir() or path.name == "model"
         if local and not (path / "model_index.json").is_file():
             raise UserError(
                 f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
                 + (f", or one of the models that come with mgct: {', '.join(bundled)}" if bundled else "")
             )
         with explain_damage(path, "pipeline"):
-            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+            return super().from_pretrained(str(path) if local else name, **{"use_safetensors": True, **kwargs})
 
     @property
     def clip(self) -> ClipSpec:

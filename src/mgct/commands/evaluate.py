@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from mgct.commands.plot import clip_of
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
 from mgct.metrics.protocols import AS_GIVEN, get_protocol
-from mgct.metrics.sources import open_source
+from mgct.metrics.sources import ClipSource, clip_of, open_source
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
 
@@ -35,7 +34,8 @@ def evaluate_clips(
         real: a folder of videos or of lossless samples, a prepared folder, or world:NAME:COUNT.
         fake: the clips to judge, likewise.
         protocol: compact, open, vggish, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
-        out: where to write the card (.json and .md); if not given, into the folder of the clips to judge.
+        out: where to write the card (.json and .md); if not given, into the folder of the clips to judge, where a card
+            against other real clips is not overwritten.
         num: clips a side; the protocol's if not given.
         clip: how to read folders of videos; found out if not given, where the folder says.
         split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
@@ -56,6 +56,8 @@ def evaluate_clips(
     sides = open_source(real, spec, split), open_source(fake, spec, split)
     path = out or Path(fake) / f"metrics-{protocol}"
     _check_place(path)
+    if out is None:
+        _keep_other_card(path.with_name(f"{path.name}.json"), sides[0], split, num or get_protocol(protocol).num)
     card = evaluate(
         *sides,
         protocol,
@@ -84,6 +86,18 @@ def _check_place(path: Path) -> None:
         raise UserError(
             f"{path}: no card can be written there ({error.strerror}); name another place by --out"
         ) from error
+
+
+def _keep_other_card(path: Path, real: ClipSource, split: str, num: int) -> None:
+    """Refuse to overwrite a card that says how the clips compare with other real ones, before measuring."""
+    if not path.exists():
+        return
+    before = MetricCard.load(path).real
+    if (before.origin, before.split, before.num) != (real.origin, split, num):
+        raise UserError(
+            f"{path} is a card against {before.num} clips of {before.origin} ({before.split}), and would be "
+            "overwritten: name this one by --out"
+        )
 
 
 def compare_cards(cards: list[Path] | str) -> None:

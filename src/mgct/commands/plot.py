@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgct import plots
 from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics
-from mgct.clip_folder import read_record
 from mgct.data.media import write_mp4
 from mgct.errors import UserError
 from mgct.files import write_whole
-from mgct.metrics.sources import open_source
+from mgct.metrics.sources import clip_of, open_source
 from mgct.types import AVSample, ClipSpec, dequantise
 
 if TYPE_CHECKING:
@@ -99,25 +97,6 @@ def plot_loss(run: Path, out: Path) -> None:
     state = read_checkpoint(run).state if list_checkpoints(run) else {}
     boundary = state.get("objective", {}).get("transfer_step")  # an upsampler has none
     _save(plots.loss_figure(rows, boundary), out)
-
-
-def clip_of(source: str) -> ClipSpec | None:
-    """The facts of the clips that `mgct sample` left in a folder; None: it is not such a folder.
-
-    Clips made for a given sound or picture are as long as that: of those only the model's own length is read.
-
-    Raises:
-        UserError: the folder's record of how they were made is damaged.
-    """
-    record = Path(source) / "sampling.json"
-    if not record.is_file():
-        return None
-    made = read_record(record)
-    try:
-        clip = ClipSpec(**made["clip"])
-        return clip if made["seconds"] is None else replace(clip, frames=round(made["seconds"] * clip.fps))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"{record} is damaged: make the clips anew, or say by --clip what they are") from error
 
 
 def _first(source: str, clip: ClipSpec | None, num: int, split: str) -> tuple[AVSample, ClipSpec]:

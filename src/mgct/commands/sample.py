@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from mgct.bundled import bundled_models
 from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
-from mgct.data.media import AudioReader, MediaError, VideoReader
+from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, AudioReader, MediaError, VideoReader, find_files
 from mgct.errors import UserError
 from mgct.given import GUIDANCE_SCALE, Given, Method
 from mgct.layout import start_processes
@@ -51,7 +52,7 @@ def find_pipeline(model: str) -> str:
 def sample(
     model: str,
     out: Path,
-    num: int = 8,
+    num: int | None = None,
     sampler: str = DEFAULT,
     steps: int | None = None,
     seed: int = 0,
@@ -60,6 +61,7 @@ def sample(
     seconds: float | None = None,
     audio: Path | None = None,
     video: Path | None = None,
+    start_s: float = 0.0,
     method: Method = "replacement",
     guidance_scale: float = GUIDANCE_SCALE,
     upsampler: Path | None = None,
@@ -74,15 +76,17 @@ def sample(
         model: a run folder made by `mgct train`, a saved model's folder, or a model that comes with mgct: landscape or
             dance.
         out: folder of the clips, made if need be.
-        num: how many clips.
+        num: how many clips; 8 if not given, or one for each file of a folder that is given.
         sampler: ddpm, ddim, dpm-solver, dpm-solver++, sde-dpm-solver++, unipc, consistency or map.
         steps: network calls per clip; the sampler's default if not given.
         seed: clip k of a seed is the same whatever the batch size or the number of processes.
         batch_size: clips at once; more is faster until memory is full.
         format: mp4 (H.264 and AAC), or safetensors (without loss, for `mgct evaluate`).
         seconds: length; the model's own if not given, longer ones are made in overlapping windows.
-        audio: generate video for the sound of this file.
-        video: generate sound for the picture of this file.
+        audio: generate video for the sound of this file; or of each file of this folder, in the order of their names,
+            and again from the first if more clips are wanted.
+        video: generate sound for the picture of this file, or of each of this folder likewise.
+        start_s: where in a given file to begin, in seconds.
         method: how a given modality steers the other: replacement, guided (about three times as slow, follows it more
             closely), or mm-diffusion (guided as the reference does it, with sampler ddpm).
         guidance_scale: strength of guided and mm-diffusion.
@@ -108,7 +112,10 @@ def sample(
         start_timestep=start_timestep,
     )
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
-    given = _given(pipe, audio, video, seconds, method, guidance_scale)
+    files = _files_of(audio, video)
+    given = _given(pipe, files, audio is not None, start_s, seconds, method, guidance_scale)
+    if num is None:
+        num = len(files) if len(files) > 1 else 8
     report = sample_to_folder(
         pipe,
         out,
@@ -160,45 +167,72 @@ class _Enlarger:
         return upsample(self.network, clips, schedule, seed=self.seed, indices=indices)
 
 
+def _files_of(audio: Path | None, video: Path | None) -> list[Path]:
+    """The file that is given, or those of the folder, in the order of their names.
+
+    Raises:
+        UserError: a folder without any.
+    """
+    source = audio if audio is not None else video
+    if source is None or not source.is_dir():
+        return [] if source is None else [source]
+    kinds = MEDIA_SUFFIXES if audio is None else MEDIA_SUFFIXES | SOUND_SUFFIXES
+    names = sorted(name for name in find_files(source)[0] if name.suffix.lower() in kinds)
+    if not names:
+        raise UserError(f"{source}: no {'video' if audio is None else 'sound or video'} file in this folder")
+    return [source / name for name in names]
+
+
 def _given(
-    pipe: AVPipeline, audio: Path | None, video: Path | None, seconds: float | None, method: Method, scale: float
+    pipe: AVPipeline,
+    files: Sequence[Path],
+    sound: bool,
+    start_s: float,
+    seconds: float | None,
+    method: Method,
+    scale: float,
 ) -> Given | None:
-    """The modality that a file gives, as long as the clip to make."""
-    if audio is None and video is None:
+    """The sound of the files, or else their picture, as long as the clips to make."""
+    if not files:
+        if start_s:
+            raise UserError("start_s is where a given file begins: give --audio or --video too")
         return None
-    frames = pipe.clip.frames if seconds is None else pipe.frames_of(seconds)
-    clip = replace(pipe.clip, frames=frames)
-    start = AVSample(video=torch.zeros(1, 0, *clip.video_shape[1:]), audio=torch.zeros(1, 1, 0))
-    try:
-        if audio is not None:
-            start.audio = _read_sound(audio, clip)
-        if video is not None:
-            start.video = _read_picture(video, clip)
-    except MediaError as error:
-        kind = "sound" if audio is not None else "a picture"
-        raise UserError(f"{audio or video}: {error}; give a file with {kind}") from error
-    return Given(start, method, scale)
+    if not (math.isfinite(start_s) and start_s >= 0):
+        raise UserError(f"start_s must be 0 or later, got {start_s}")
+    clip = replace(pipe.clip, frames=pipe.clip.frames if seconds is None else pipe.frames_of(seconds))
+    parts = []
+    for file in files:
+        try:
+            parts.append(_read_sound(file, clip, start_s) if sound else _read_picture(file, clip, start_s))
+        except MediaError as error:
+            kind = "sound" if sound else "a picture"
+            raise UserError(f"{file}: {error}; give a file with {kind}") from error
+    known = torch.cat(parts)
+    if sound:
+        return Given(AVSample(torch.zeros(len(known), 0, *clip.video_shape[1:]), known), method, scale)
+    return Given(AVSample(known, torch.zeros(len(known), 1, 0)), method, scale)
 
 
-def _read_sound(path: Path, clip: ClipSpec) -> Tensor:
-    """The first samples of a file, (1, 1, L) in [-1, 1]."""
-    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz) as reader:
+def _read_sound(path: Path, clip: ClipSpec, start_s: float) -> Tensor:
+    """The samples of a file from ``start_s`` on, (1, 1, L) in [-1, 1]."""
+    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz, start_s=start_s) as reader:
         samples = torch.from_numpy(reader.read(clip.audio_samples))
     if len(samples) < clip.audio_samples:
-        _too_short(path, len(samples) / clip.sample_rate_hz, clip)
+        _too_short(path, len(samples) / clip.sample_rate_hz, clip, start_s)
     return samples.float()[None, None] / 32768
 
 
-def _read_picture(path: Path, clip: ClipSpec) -> Tensor:
-    """The first frames of a file, (1, F, 3, H, W) in [-1, 1]."""
-    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop") as reader:
+def _read_picture(path: Path, clip: ClipSpec, start_s: float) -> Tensor:
+    """The frames of a file from ``start_s`` on, (1, F, 3, H, W) in [-1, 1]."""
+    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop", start_s=start_s) as reader:
         frames = torch.from_numpy(reader.read(clip.frames))
     if len(frames) < clip.frames:
-        _too_short(path, len(frames) / clip.fps, clip)
+        _too_short(path, len(frames) / clip.fps, clip, start_s)
     return frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1
 
 
-def _too_short(path: Path, seconds: float, clip: ClipSpec) -> None:
+def _too_short(path: Path, seconds: float, clip: ClipSpec, start_s: float) -> None:
+    place = f" from {start_s:g} s on" if start_s else ""
     raise UserError(
-        f"{path} lasts {seconds:.2f} s; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
+        f"{path} lasts {seconds:.2f} s{place}; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
     )

@@ -105,6 +105,11 @@ def train(
             _check_same_model(checkpoint.state["config"], model, clip, out)
             if checkpoint.state["seed"] != train.seed:
                 raise UserError(f"{out} was trained with train.seed {checkpoint.state['seed']}; resume with the same")
+            if (done := checkpoint.state["step"]) > train.steps:
+                raise UserError(
+                    f"{out} is at step {done} already, beyond train.steps {train.steps}: give the step to train to, "
+                    f"as in --train.steps {done + train.steps}"
+                )
 
     start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
@@ -138,6 +143,7 @@ def train(
             parameters=count_parameters(network),
             recommended=RECOMMENDED[kind],
             data=data,
+            began_from=init,
             step=step,
             stage=objective.stage,
             settings=yaml.safe_load(config_yaml or "{}"),
@@ -218,7 +224,10 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
         key for key in unet.config if not key.startswith("_") and _plain(unet.config[key]) != _plain(other.config[key])
     ]
     if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time"}:
-        raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(unlike))}")
+        named = ", ".join(f"{key} {other.config[key]}, here {unet.config[key]}" for key in sorted(unlike))
+        raise UserError(
+            f"{source}: its network has other settings ({named}): take the configuration that it was made with"
+        )
     unet.load_state_dict(unet.with_target_time(other.state_dict()))
 
 

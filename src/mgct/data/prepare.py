@@ -35,8 +35,8 @@ from mgct.types import ClipSpec
 
 
 def prepare(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     clip: ClipSpec,
     *,
     stride_s: float | None = None,
@@ -78,6 +78,7 @@ def prepare(
         UserError: nothing usable, a file refused under ``strict``, another preparation in ``out``, disk full, or a
             folder that cannot be read or written.
     """
+    source, out = Path(source), Path(out)
     stride = float(clip.frames) if stride_s is None else stride_s * clip.fps
     if not (math.isfinite(stride) and round(stride) >= 1):
         raise UserError(f"stride_s must be at least one frame ({1 / clip.fps:g} s), and finite, got {stride_s}")

@@ -151,8 +151,9 @@ class MetricCard:
         lines[-1] += ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join(lines + [f"\nNote: {warning}" for warning in self.warnings]) + "\n"
 
-    def save(self, path: Path) -> tuple[Path, Path]:
+    def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write ``path`` with the endings ``.json`` and ``.md``, each whole or not at all; returns both."""
+        path = Path(path)
         if path.suffix in {".json", ".md"}:
             path = path.with_suffix("")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,12 +164,13 @@ class MetricCard:
         return written
 
     @classmethod
-    def load(cls, path: Path) -> MetricCard:
+    def load(cls, path: str | Path) -> MetricCard:
         """The card in a ``.json`` file.
 
         Raises:
             UserError: no such file, or no card.
         """
+        path = Path(path)
         if not path.is_file():
             raise UserError(f"no metric card at {path}; give the .json that `mgct evaluate` wrote")
         try:

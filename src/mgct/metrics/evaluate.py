@@ -203,7 +203,10 @@ class _Runner:
                     raise result
                 yield result
         except BrokenProcessPool as error:
-            raise UserError("a worker process has died, for want of memory perhaps; give fewer --workers") from error
+            raise UserError(
+                "a worker process has died, for want of memory perhaps (use fewer workers), or because a script calls "
+                'this with workers outside of `if __name__ == "__main__":`'
+            ) from error
 
 
 class Measured(NamedTuple):
@@ -214,14 +217,26 @@ class Measured(NamedTuple):
     sha256: str
 
 
-def choose(available: int, num: int, seed: int) -> list[int]:
-    """``num`` clips of ``available``, in an order drawn from the seed.
+def check_num(num: int, available: Mapping[str, int]) -> None:
+    """Refuse more clips a side than there are, or fewer than a distance needs.
+
+    Args:
+        num: clips wanted a side.
+        available: what each side is called → its clips.
 
     Raises:
-        UserError: there are fewer.
+        UserError: it names the side, and the most that all of them have.
     """
-    if not 2 <= num <= available:
-        raise UserError(f"{num} clips are wanted and {available} are there; at least 2 are needed: give another num")
+    if num < 2:
+        raise UserError(f"a distance needs at least 2 clips a side, got num = {num}")
+    most = min(available.values())
+    if short := [f"{count} {name}" for name, count in available.items() if count < num]:
+        advice = f"give a num of at most {most} (--num {most}), or more clips" if most >= 2 else "make more clips"
+        raise UserError(f"{num} clips a side are wanted, and there are only {' and '.join(short)}: {advice}")
+
+
+def choose(available: int, num: int, seed: int) -> list[int]:
+    """``num`` clips of ``available``, in an order drawn from the seed."""
     generator = torch.Generator().manual_seed(derive_seed("evaluate", seed))
     return torch.randperm(available, generator=generator)[:num].tolist()
 
@@ -314,6 +329,7 @@ def _measure_sides(
     progress: bool,
 ) -> tuple[list[tuple[Side, Measured]], list[Encoder]]:
     """Measure sides (label, clips, split) with one set of workers; also the encoders that did it."""
+    check_num(count, {_called(label, source, split): len(source) for label, source, split in sides})
     picked = [choose(len(source), count, seed) for _, source, _ in sides]
     found = []
     with _Runner([source for _, source, _ in sides], plan, workers) as runner:
@@ -465,6 +481,13 @@ def _cautions(protocol: Protocol, real: Side, fake: Side, encoders: Sequence[Enc
     return notes
 
 
+def _called(label: str, source: ClipSource, split: str) -> str:
+    """A side of a measurement in words."""
+    what = "real" if label == "real" else "generated"
+    where = f" (its {split} split)" if split and source.container in ("shards", "world") else ""
+    return f"{what} ones in {source.origin}{where}"
+
+
 class RunningMetric:
     """The cheap metric of a run in training: its numbers without intervals, the real side measured once.
 
@@ -490,7 +513,9 @@ class RunningMetric:
         self.plan = _Plan(self.protocol.encoders, (), device, self.protocol.clip, None)
         self.num = num
         with _Runner((real,), self.plan, 1) as runner:
-            chosen = choose(len(real), num if num_real is None else num_real, seed)
+            wanted = num if num_real is None else num_real
+            check_num(wanted, {_called("real", real, ""): len(real)})
+            chosen = choose(len(real), wanted, seed)
             self.real = _measure(runner, 0, chosen, self.protocol.batch_size, progress=False)
 
     def __call__(self, fake: AVSample, spec: ClipSpec) -> dict[str, float]:

@@ -6,8 +6,9 @@ import glob
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -177,7 +178,7 @@ class SampleSource:
 
 
 class StoredSource:
-    """Clips that `mgct.data.shards` reads: a prepared folder, tars, or ``world:NAME:COUNT``.
+    """Clips that `mgct.data.numbered` reads: a prepared folder, tars, or ``world:NAME:COUNT``.
 
     Args:
         source: see `mgct.data.shards`; no stream.
@@ -210,13 +211,48 @@ class StoredSource:
         return self._clips.batch(chosen, chosen, [0] * len(chosen), [False] * len(chosen)).clips
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a folder of clips, its ``sampling.json``.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged, so how the clips were made is unknown; choose another folder")
+    return record
+
+
+def clip_of(source: str | Path) -> ClipSpec | None:
+    """The facts of the clips that `mgct sample` left in a folder; None: it is not such a folder.
+
+    Clips made for a given sound or picture are as long as that: of those only the model's own length is read.
+
+    Raises:
+        UserError: the folder's record of how they were made is damaged.
+    """
+    record = Path(source) / "sampling.json"
+    if not record.is_file():
+        return None
+    made = read_record(record)
+    try:
+        clip = ClipSpec(**made["clip"])
+        return clip if made["seconds"] is None else replace(clip, frames=round(made["seconds"] * clip.fps))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"{record} is damaged: make the clips anew, or say by --clip what they are") from error
+
+
 def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "test") -> ClipSource:
     """The clips of a source, by what it is: lossless samples, shards, a world, or else a folder of video files.
 
     Args:
         source: a folder of ``.safetensors`` samples, of videos, or written by ``mgct prepare``; tars;
             ``world:NAME:COUNT``.
-        spec: how video files are read and worlds drawn; where clips are stored with their facts it is not needed.
+        spec: how video files are read and worlds drawn; None: as `mgct sample` recorded that it made them, or else by
+            the defaults of `ClipSpec`. Where clips are stored with their facts it is not needed.
         split: which split of a prepared folder or a world.
 
     Raises:
@@ -237,7 +273,9 @@ def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "
         raise UserError(f"{folder} holds both samples (.safetensors) and shards; give a folder of one kind")
     if samples:
         return SampleSource(folder)
-    return StoredSource(str(folder), None, split) if shards else VideoSource(folder, spec or ClipSpec())
+    if shards:
+        return StoredSource(str(folder), None, split)
+    return VideoSource(folder, spec or clip_of(folder) or ClipSpec())
 
 
 def identity(source: ClipSource) -> str:

@@ -13,7 +13,7 @@ Decoding uses slice threads at most, and one thread a file: parallelism is over 
 
 from mgct.data.media.error import MediaError, Reason
 from mgct.data.media.facts import MediaFacts, probe
-from mgct.data.media.files import MEDIA_SUFFIXES, find_files, one_line
+from mgct.data.media.files import MEDIA_SUFFIXES, SOUND_SUFFIXES, find_files, one_line
 from mgct.data.media.mp4 import AAC_RATES_HZ, aac_rate_hz, write_mp4
 from mgct.data.media.pictures import Fit, VideoReader, display_transform, scaled_size, to_square
 from mgct.data.media.processes import for_each_file
@@ -24,6 +24,7 @@ from mgct.data.media.windows import Window, WindowReader, read_clip
 __all__ = [
     "AAC_RATES_HZ",
     "MEDIA_SUFFIXES",
+    "SOUND_SUFFIXES",
     "AudioReader",
     "Fit",
     "MediaError",

@@ -137,14 +137,17 @@ def _video_facts(path: Path) -> tuple[dict[str, Any], float, list[str]]:
             problems.append(str(error))
         gaps = np.diff(np.array(times))
         forward = gaps[gaps > 0]
-        period_s = float(np.median(forward)) if forward.size else track.frame_seconds(frame)
+        variable = bool(forward.size and np.ptp(forward) > 2.5 * CLOCK_SLACK_S)
+        period_s = track.frame_seconds(frame)
+        if forward.size:  # the mean, where time stamps are rounded alone; a single odd gap does not count
+            period_s = float(np.median(forward) if variable else np.mean(forward))
         facts = {
             "video_codec": track.stream.codec_context.name,
             "width": first.width,
             "height": first.height,
             "rotation_degrees": -90 * turned[0] % 360,
             "fps": 1 / period_s if period_s else 0.0,
-            "variable_fps": bool(forward.size and np.ptp(forward) > 2.5 * CLOCK_SLACK_S),
+            "variable_fps": variable,
             "video_s": max(times) - times[0] + track.frame_seconds(frame),
             "frames": len(times),
         }

@@ -16,6 +16,11 @@ MEDIA_SUFFIXES = frozenset(
 )
 """Names that promise a video: one that cannot be used is refused; any other that is no video is ignored."""
 
+SOUND_SUFFIXES = frozenset(
+    f".{suffix}" for suffix in ("aac", "aif", "aiff", "flac", "m4a", "mka", "mp3", "oga", "ogg", "opus", "wav", "wma")
+)
+"""Names that promise a sound without a picture."""
+
 
 def one_line(name: Path | str) -> str:
     """A file's name as it can be printed: line breaks and whatever else is no printable character as escapes."""

@@ -34,7 +34,7 @@ def aac_rate_hz(sample_rate_hz: int) -> int:
     return next((rate for rate in AAC_RATES_HZ if rate >= sample_rate_hz), AAC_RATES_HZ[-1])
 
 
-def write_mp4(path: Path, video: Tensor, audio: Tensor, *, fps: float, sample_rate_hz: int) -> None:
+def write_mp4(path: str | Path, video: Tensor, audio: Tensor, *, fps: float, sample_rate_hz: int) -> None:
     """Write a clip as an mp4 with H.264 video and AAC sound, both exactly of the clip's duration.
 
     The file appears under its name only when it is whole. Sides that are odd are made even by repeating the last row or
@@ -54,6 +54,7 @@ def write_mp4(path: Path, video: Tensor, audio: Tensor, *, fps: float, sample_ra
         UserError: the file cannot be written.
     """
     _check_writable_clip(video, audio, fps, sample_rate_hz)
+    path = Path(path)
     rate_hz = aac_rate_hz(sample_rate_hz)
     seconds = video.shape[0] / fps
     sound = np.stack([resample(row.numpy().astype(np.float32) / 32768, sample_rate_hz, rate_hz) for row in audio.cpu()])

@@ -154,7 +154,7 @@ def _padded(samples: NDArray[np.int16], clip: ClipSpec) -> NDArray[np.int16]:
     return np.pad(samples, (0, clip.audio_samples - samples.shape[0]))[None]
 
 
-def read_clip(path: Path, clip: ClipSpec, start_s: float = 0.0, fit: Fit = "crop") -> AVSample:
+def read_clip(path: str | Path, clip: ClipSpec, start_s: float = 0.0, fit: Fit = "crop") -> AVSample:
     """One clip of a file, exactly of the clip's lengths.
 
     The file is decoded from its beginning, never by seeking, so that the result is bit for bit the window that
@@ -172,6 +172,7 @@ def read_clip(path: Path, clip: ClipSpec, start_s: float = 0.0, fit: Fit = "crop
     Raises:
         MediaError: unreadable, no video, no audio, or less than the clip's length after ``start_s``.
     """
+    path = Path(path)
     with VideoReader(path, fps=clip.fps, size=clip.size, fit=fit, start_s=start_s) as video:
         frames = video.read(clip.frames)
         origin_s = video.origin_s

@@ -14,7 +14,7 @@ from mgct.types import ClipSpec, quantise
 
 def write_world(
     name: str,
-    out: Path,
+    out: str | Path,
     num: int,
     clip: ClipSpec,
     seed: int = 0,
@@ -47,6 +47,7 @@ def write_world(
     from mgct.data.worlds import get_world
 
     world: World = get_world(name)
+    out = Path(out)
     if num < 1 or start < 0:
         raise UserError(f"num must be at least 1 and start at least 0, got num={num}, start={start}")
     if clip.size % 2:
