@@ -231,7 +231,7 @@ def test_a_folder_of_sounds_is_taken_in_turn_and_from_where_it_is_told(model, tm
         ({"video": "empty"}, "empty: no video file in this folder"),
         ({"start_s": 1.0}, "give --audio or --video too"),
         ({"audio": "sound.wav", "start_s": -1.0}, "start_s must be 0 or later"),
-        ({"audio": "sound.wav", "start_s": 0.8}, r"sound\.wav lasts 0\.2\d? s from 0\.8 s on; the clip needs 0\.4 s"),
+        ({"audio": "sound.wav", "start_s": 0.8}, r"sound\.wav from 0\.8 s on lasts 0\.2\d? s; the clip needs 0\.4 s"),
     ],
 )
 def test_a_given_folder_or_start_that_will_not_do_is_named(model, tmp_path, how, message):

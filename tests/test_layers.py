@@ -19,7 +19,7 @@ LAYERS = [
     {"data.numbered", "data.streams", "data.report", "metrics.weights", "metrics.sync"},
     {"data.shards", "data.prepare", "metrics.encoders", "metrics.corruptions"},
     {"layout", "losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
-    {"stages", "samplers", "metrics.evaluate"},
+    {"stages", "samplers", "metrics.evaluate", "held_out"},
     {"given", "windows"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
     {"guard", "monitors"},

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mgct import AVPipeline, ClipSpec
+from mgct import AVPipeline, AVSample, ClipSpec
 from mgct.checkpoint import read_checkpoint, read_metrics
 from mgct.data.media import probe
 from mgct.errors import UserError
+from mgct.held_out import HeldOutLoss
 from mgct.losses import ClipLoss
 from mgct.monitors import RUNNING_METRIC, Monitors, MonitorSettings, band_means, reference_clips
 from mgct.trainer import Trainer
@@ -57,6 +58,8 @@ def test_the_log_has_bands_gradients_loudness_motion_and_metric(watched):
     wanted = {"loudness_db", "loudness_db_data", "motion", "motion_data", "FVD-compact", "FAD-compact", "sync_score"}
     assert wanted <= sampled.keys()
     assert all(value == value for value in sampled.values())
+    tested = [row["loss_mm_test"] for row in rows if "loss_mm_test" in row]
+    assert len(tested) == 2
 
 
 def test_sheets_sounds_and_numbers_are_in_the_folder_and_in_tensorboard(watched):
@@ -110,3 +113,36 @@ def test_a_loss_without_timesteps_has_no_bands(tmp_path):
     one.objective.loss = lambda *arguments: ClipLoss(*plain(*arguments)[:2])
     one.fit()
     assert not [name for row in read_metrics(tmp_path) for name in row if "/t" in name]
+
+
+class Share(torch.nn.Module):
+    """Predicts a part of what it sees as noise."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, video, audio, *_, **__):
+        return AVSample(video=video * self.share, audio=audio * self.share)
+
+
+def test_the_held_out_loss_is_of_both_splits_and_depends_on_the_network_alone(tiny_shards):
+    """Zero noise predicted is 1 off in each modality; the same at any batch size; a better network has less."""
+    many, few = (HeldOutLoss(str(tiny_shards), CLIP, 64, torch.device("cpu"), size) for size in (64, 3))
+    flat = many(Share(0.0))
+    assert flat.keys() == {"loss_mm_test", "loss_mm_train"}
+    assert flat == pytest.approx(few(Share(0.0)), rel=1e-6)
+    assert list(flat.values()) == pytest.approx([2, 2], rel=0.25)
+    assert all(value < flat[name] for name, value in many(Share(0.5)).items())
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        ("world:landscape", {"loss_mm_test"}),
+        ("world:landscape:8", {"loss_mm_test", "loss_mm_train"}),
+        ("pipe:cat x.tar", set()),
+    ],
+)
+def test_a_held_out_loss_is_only_of_what_there_is(data, names):
+    assert set(HeldOutLoss(data, CLIP, 4, torch.device("cpu"), 2)(Share(0.0))) == names

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mgct.errors import UserError
+from mgct.held_out import HeldOutLoss
 from mgct.metrics.sources import ClipSource, StoredSource, open_source
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
@@ -44,6 +45,8 @@ class MonitorSettings:
         samples: clips on a sheet.
         metric_every: steps between values of the running metric, by which OUT/best is chosen; 0: never.
         metric_clips: generated and real clips that the running metric compares, at most.
+        test_loss_clips: clips of the test split, and of the training split, whose multimodal loss is logged with each
+            sheet or metric; 0: none.
         sampler: for both.
         sample_steps: network calls per clip, for both.
         sample_batch_size: clips sampled at once by a process.
@@ -58,6 +61,7 @@ class MonitorSettings:
     samples: int = 8
     metric_every: int = 2000
     metric_clips: int = 256
+    test_loss_clips: int = 64
     sampler: str = DEFAULT
     sample_steps: int = 12
     sample_batch_size: int = 32
@@ -65,7 +69,7 @@ class MonitorSettings:
     log_to: tuple[TrackerName, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in ("noise_bands", "gradients_every", "samples_every", "metric_every"):
+        for name in ("noise_bands", "gradients_every", "samples_every", "metric_every", "test_loss_clips"):
             if getattr(self, name) < 0:
                 raise UserError(f"monitor.{name} must not be negative (0: never), got {getattr(self, name)}")
         for name in ("samples", "sample_steps", "sample_batch_size"):
@@ -120,6 +124,10 @@ class Monitors:
         self.best: float | None = None
         self._metric: RunningMetric | None = None
         self._real: ClipSource | None = None
+        self._held_out: HeldOutLoss | None = None
+        if (settings.samples_every or settings.metric_every) and settings.test_loss_clips:
+            count, at_once = settings.test_loss_clips, settings.sample_batch_size
+            self._held_out = HeldOutLoss(data, clip, count, accelerator.device, at_once)
         if (settings.samples_every or settings.metric_every) and accelerator.is_main_process:
             self._real = reference_clips(settings.reference or data, clip, settings.metric_clips)
 
@@ -145,9 +153,10 @@ class Monitors:
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             clips = self._sample(network, wanted)
+            losses = self._held_out(network) if self._held_out is not None else {}
             if self._real is None:
                 return {}
-            row = self._loudness_and_motion(clips)
+            row = {**losses, **self._loudness_and_motion(clips)}
             if with_metric:
                 row.update(self._measure(clips))
             if with_sheet:

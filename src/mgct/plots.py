@@ -164,7 +164,8 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], boundary_step: int | None = N
 
     Args:
         rows: what `metrics.jsonl` holds, a mapping per line with ``step`` and some of ``loss``, ``loss_mm``
-            (multimodal) and ``loss_cm`` (consistency); ``stage`` finds the boundary when it is not given.
+            (multimodal), ``loss_cm`` (consistency), ``loss_mm_train`` and ``loss_mm_test``; ``stage`` finds the
+            boundary when it is not given.
         boundary_step: first step of stage 2; None: where ``stage`` changes, if it does.
 
     Raises:
@@ -172,29 +173,35 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], boundary_step: int | None = N
     """
     from matplotlib.figure import Figure
 
-    names = {"loss": "total", "loss_mm": "multimodal, Eq. 4", "loss_cm": "consistency, Eq. 11"}
+    looks = {
+        "loss": ("total", "black"),
+        "loss_mm": ("multimodal, Eq. 4", "tab:blue"),
+        "loss_cm": ("consistency, Eq. 11", "tab:orange"),
+        "loss_mm_train": ("multimodal, averaged weights, training clips", "tab:purple"),
+        "loss_mm_test": ("the same, test clips", "tab:green"),
+    }
     curves = {
-        key: [(row["step"], row[key]) for row in rows if "step" in row and row.get(key) is not None] for key in names
+        key: [(row["step"], row[key]) for row in rows if "step" in row and row.get(key) is not None] for key in looks
     }
     if not any(curves.values()):
-        raise UserError("there is no loss to draw: no row has both 'step' and one of " + ", ".join(names))
+        raise UserError("there is no loss to draw: no row has both 'step' and one of " + ", ".join(looks))
     if boundary_step is None:
         second = [row["step"] for row in rows if row.get("stage") == 2 and "step" in row]
         first = any(row.get("stage") == 1 for row in rows)
         boundary_step = min(second) if second and first else None
     figure = Figure(figsize=(7.5, 3.6), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    colours = {"loss": "black", "loss_mm": "tab:blue", "loss_cm": "tab:orange"}
     for key, curve in curves.items():
+        label, colour = looks[key]
         finite = [(step, value) for step, value in curve if value > 0 and math.isfinite(value)]
         if not finite:
             continue
         steps, values = zip(*finite, strict=True)
-        axes.plot(steps, values, color=colours[key], linewidth=0.6, alpha=0.35)
-        axes.plot([], [], color=colours[key], linewidth=1.4, label=names[key])
+        axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
+        axes.plot([], [], color=colour, linewidth=1.4, label=label)
         cut = len(steps) if boundary_step is None else sum(step < boundary_step for step in steps)
         for part in (slice(None, cut), slice(cut, None)):
-            axes.plot(steps[part], _running_mean(values[part]), color=colours[key], linewidth=1.4)
+            axes.plot(steps[part], _running_mean(values[part]), color=colour, linewidth=1.4)
     if boundary_step is not None:
         axes.axvline(boundary_step, color="tab:red", linestyle="--", linewidth=1)
         axes.annotate(

@@ -232,7 +232,7 @@ def _read_picture(path: Path, clip: ClipSpec, start_s: float) -> Tensor:
 
 
 def _too_short(path: Path, seconds: float, clip: ClipSpec, start_s: float) -> None:
-    place = f" from {start_s:g} s on" if start_s else ""
+    part = f"{path} from {start_s:g} s on" if start_s else path
     raise UserError(
-        f"{path} lasts {seconds:.2f} s{place}; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
+        f"{part} lasts {seconds:.2f} s; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
     )

@@ -1,0 +1,79 @@
+"""The multimodal loss on clips that are not trained on, beside that on some that are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mgct.errors import UserError
+from mgct.losses import multimodal_loss
+from mgct.metrics.sources import StoredSource
+from mgct.noise import NoiseSchedule, derive_seed
+from mgct.types import AVSample, ClipSpec, dequantise
+
+SPLITS = ("test", "train")
+
+
+class HeldOutLoss:
+    """L_MM of the same clips, timesteps and noise at every call, so that nothing but the network moves it.
+
+    The timesteps are spread evenly over the noise levels. What the loss of the training split has lost more than that
+    of the test split is learned by heart.
+
+    Args:
+        data: what is trained on: of a prepared folder, or a world with a number of clips, both splits are taken; of an
+            endless world the test split alone; of anything else nothing.
+        clip: facts of the clips.
+        count: clips of each split, at most.
+        device: where the network is.
+        batch_size: clips at once.
+    """
+
+    def __init__(self, data: str, clip: ClipSpec, count: int, device: torch.device, batch_size: int) -> None:
+        self.device, self.batch_size = device, batch_size
+        self.schedule = NoiseSchedule(device=device)
+        self.clips = {split: clips for split in SPLITS if (clips := _clips(data, clip, split, count)) is not None}
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """``loss_mm_test`` and ``loss_mm_train``, as far as there are such clips."""
+        return {f"loss_mm_{split}": self._mean(network, clips) for split, clips in self.clips.items()}
+
+    def _mean(self, network: nn.Module, stored: AVSample) -> float:
+        count = len(stored.video)
+        levels = torch.arange(count, dtype=torch.float64).add(0.5).mul(self.schedule.num_timesteps / count).floor()
+        losses = []
+        for first in range(0, count, self.batch_size):
+            part = slice(first, first + self.batch_size)
+            clips = dequantise(stored.map(lambda x, part=part: x[part]))
+            numbers = range(first, first + len(clips.video))
+            noise = AVSample(video=_noise(clips.video, "video", numbers), audio=_noise(clips.audio, "audio", numbers))
+            timestep = levels[part].to(self.device)
+            loss = multimodal_loss(network, clips.to(self.device), noise.to(self.device), timestep, self.schedule)
+            losses.append(loss.loss.double().cpu())
+        return torch.cat(losses).mean().item()
+
+
+def _noise(like: Tensor, modality: str, numbers: range) -> Tensor:
+    """Standard normal noise of each clip's own."""
+    rows = [
+        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(derive_seed("held out", modality, number)))
+        for number in numbers
+    ]
+    return torch.stack(rows)
+
+
+def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None:
+    """The first clips of a split, stored form; None where there is no such split."""
+    endless = data.startswith("world:") and data.count(":") == 1
+    if endless and split == "train":
+        return None
+    if not data.startswith("world:") and not (Path(data) / "index.json").is_file():
+        return None
+    try:
+        source = StoredSource(f"{data}:{count}" if endless else data, clip, split)
+    except UserError:  # a split without clips; what else is wrong, the loader says
+        return None
+    return source.read(range(min(count, len(source))))
