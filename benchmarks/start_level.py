@@ -17,6 +17,24 @@ from mgct.commands.sample import find_pipeline
 from mgct.metrics.evaluate import RunningMetric
 from mgct.metrics.sources import open_source
 
+METRICS = ("FVD", "KVD", "FAD", "KAD")
+
+
+def measure(
+    model: str, data: str, names: list[str], calls: list[int], starts: list[int], num: int, num_real: int
+) -> None:
+    """Print a table of ``num`` clips by each sampler, number of calls and start, against ``num_real`` real ones."""
+    pipe: Any = AVPipeline.from_pretrained(find_pipeline(model))
+    real = open_source(f"{data}:{num_real}", pipe.clip, "test")
+    metric = RunningMetric(real, num=num, num_real=num_real)
+    print("| sampler | start | calls | " + " | ".join(f"{name}-compact" for name in METRICS) + " |")
+    print("|---" * (3 + len(METRICS)) + "|")
+    for sampler, count, start in itertools.product(names, calls, starts):
+        how = {"sampler": sampler, "steps": count, "start_timestep": start, "batch_size": 32}
+        found = metric(pipe(num_clips=num, seed=0, progress=False, **how), pipe.clip)
+        cells = [f"{found[f'{name}-compact']:.3g}" for name in METRICS]
+        print(f"| {sampler} | {start} | {count} | " + " | ".join(cells) + " |", flush=True)
+
 
 def main() -> None:
     """Read the options, measure, print a table."""
@@ -28,19 +46,9 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=["dpm-solver++"])
     parser.add_argument("--num", type=int, default=192)
     parser.add_argument("--real", type=int, default=1024)
-    options = parser.parse_args()
-    pipe: Any = AVPipeline.from_pretrained(find_pipeline(options.model))
-    metric = RunningMetric(
-        open_source(f"{options.data}:{options.real}", pipe.clip, "test"), num=options.num, num_real=options.real
-    )
-    print(
-        "| sampler | start | calls | FVD-compact | KVD-compact | FAD-compact | KAD-compact |\n|---|---|---|---|---|---|---|"
-    )
-    for sampler, calls, start in itertools.product(options.samplers, options.calls, options.starts):
-        how = {"sampler": sampler, "steps": calls, "start_timestep": start, "batch_size": 32}
-        found = metric(pipe(num_clips=options.num, seed=0, progress=False, **how), pipe.clip)
-        cells = [f"{found[f'{name}-compact']:.3g}" for name in ("FVD", "KVD", "FAD", "KAD")]
-        print(f"| {sampler} | {start} | {calls} | " + " | ".join(cells) + " |", flush=True)
+    given = vars(parser.parse_args())
+    names = ("model", "data", "samplers", "calls", "starts", "num", "real")
+    measure(*(given[name] for name in names))
 
 
 if __name__ == "__main__":
