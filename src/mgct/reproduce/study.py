@@ -346,7 +346,10 @@ class Measurer:
                 f"models make {clip.frames} at {clip.fps:g} fps; choose --protocol compact"
             )
         if len(self.real) < settings.count:
-            raise UserError(f"{data} has {len(self.real)} clips, {settings.count} are wanted; give --num, or more data")
+            raise UserError(
+                f"{data} has {len(self.real)} clips in its {settings.split} split, and {settings.count} are wanted: "
+                f"give a num of at most {len(self.real)} (--num {len(self.real)}), another split, or more data"
+            )
         for name in self.protocol.encoders:
             load_encoder(name, settings.weights.get(name), settings.encoder_device)  # before hours of sampling
         self.identity = identity(self.real)
