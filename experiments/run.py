@@ -123,11 +123,12 @@ class Task:
         config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{self.size}.yaml").read_text())
         config["data"] = f"world:{self.world}" + (f":{sizes['clips']}" if "clips" in sizes else "")
         config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
-        clips = sizes["stage1_clips"] if self.role == "stage1" else sizes["then_clips"]
-        if self.role != "stage1" and self.parent is None:
-            clips += sizes["stage1_clips"]
+        clips = sizes["then_clips"] if self.parent else sizes["stage1_clips"]
         steps = share_of_compute(model["variant"], clips, config["train"]["batch_size"])
-        config["train"].update(sizes["train"], steps=steps, seed=list(PLAN["models"]).index(self.role))
+        if others := model.get("iterations_of"):
+            steps = sum(Task(self.size, self.world, role, self.runs).progress().of for role in others)
+        seed = list(PLAN["models"]).index(self.role)
+        config["train"].update({**sizes["train"], **model.get("train", {})}, steps=steps, seed=seed)
         return with_variant(config, model["variant"])
 
     def progress(self) -> Progress:

@@ -35,6 +35,8 @@ def test_every_model_of_the_plan_has_a_configuration(run, tmp_path):
             assert config["data"].startswith("world:dance")
     roles = [run.Task("micro", "dance", role, tmp_path) for role in run.PLAN["models"]]
     assert len({task.config()["train"]["seed"] for task in roles}) == len(roles)
+    steps = {task.role: task.config()["train"]["steps"] for task in roles}
+    assert steps["mgct-no-mct"] == steps["stage1"] + steps["mgct-w0.7"]
 
 
 def test_pieces_go_on_from_the_packed_model_alone(run, tmp_path, monkeypatch, capsys):
