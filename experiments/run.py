@@ -66,6 +66,7 @@ class Progress:
         run_from: the step at which the present run folder began.
         pieces: how they were done.
         bundled: the weights are those of the package's model of this world, and are not kept twice.
+        variant: what was trained, out of benchmarks/variants.py; empty where that was not noted yet.
     """
 
     of: int
@@ -74,6 +75,7 @@ class Progress:
     run_from: int = 0
     pieces: list[dict[str, Any]] = field(default_factory=list)
     bundled: bool = False
+    variant: str = ""
 
     def save(self, folder: Path) -> None:
         """Write it into a model's folder."""
@@ -126,7 +128,8 @@ class Task:
         clips = sizes["then_clips"] if self.parent else sizes["stage1_clips"]
         steps = share_of_compute(model["variant"], clips, config["train"]["batch_size"])
         if others := model.get("iterations_of"):
-            steps = sum(Task(self.size, self.world, role, self.runs).progress().of for role in others)
+            tasks = [Task(self.size, self.world, role, self.runs) for role in others]
+            steps = sum(task.config()["train"]["steps"] for task in tasks)
         seed = list(PLAN["models"]).index(self.role)
         config["train"].update({**sizes["train"], **model.get("train", {})}, steps=steps, seed=seed)
         return with_variant(config, model["variant"])
@@ -136,7 +139,10 @@ class Task:
         train = self.config()["train"]
         file = self.packed / "progress.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
-        return Progress(**{**known, "of": train["steps"], "batch_size": train["batch_size"]})
+        variant = PLAN["models"][self.role]["variant"]
+        if (before := known.pop("variant", "")) not in ("", variant):
+            raise SystemExit(f"{self.packed} is a {before}, and the plan now has a {variant}: move it away")
+        return Progress(variant=variant, **{**known, "of": train["steps"], "batch_size": train["batch_size"]})
 
 
 def train_piece(task: Task, minutes: float, options: list[str]) -> Progress:
@@ -207,7 +213,8 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
         else f"{threads} {platform.machine()} thread" + "s" * (threads > 1)
     )
     piece = Piece(done - before.steps, round(seconds, 1), device, rows[-1]["loss"] if rows else None)
-    progress = Progress(before.of, before.batch_size, done, before.run_from, [*before.pieces, asdict(piece)])
+    pieces = [*before.pieces, asdict(piece)]
+    progress = Progress(before.of, before.batch_size, done, before.run_from, pieces, variant=before.variant)
     shutil.rmtree(draft, ignore_errors=True)
     pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
     pipe.save_pretrained(draft)

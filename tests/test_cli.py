@@ -177,7 +177,7 @@ def test_a_dataclass_is_given_by_a_file_and_its_parts_win(tmp_path, annotation):
 def test_a_warning_of_this_package_is_one_line(tmp_path):
     """Others' warnings stay as Python has them."""
     script = "import warnings; from mgct import cli; import sys; warnings.formatwarning = cli._warning_line; "
-    script += "warnings.warn_explicit('odd', UserWarning, cli.__file__, 1); warnings.warn('foreign')"
+    script += "from mgct.errors import MgctWarning; warnings.warn('odd', MgctWarning); warnings.warn('foreign')"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     own, *foreign = shown.splitlines()
     assert own == "mgct: odd"

@@ -222,6 +222,9 @@ def test_a_folder_of_sounds_is_taken_in_turn_and_from_where_it_is_told(model, tm
             expected = torch.from_numpy(reader.read(CLIP.audio_samples)) / 32768
         torch.testing.assert_close(clip, expected, atol=1e-4, rtol=0)
     assert not torch.equal(made[0], made[1])
+    (sounds / "b ü.wav").unlink()
+    sample(str(model), tmp_path / "of one", **how)
+    assert len(films(tmp_path / "of one")) == 1
 
 
 @pytest.mark.parametrize(

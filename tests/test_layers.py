@@ -10,7 +10,8 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "bundled", "graphs", "gpu", "winograd", "recompute"},
+    {"errors"},
+    {"bundled", "graphs", "gpu", "winograd", "recompute"},
     {"types", "files"},
     {"kernels", "norms", "resampling", "attention"},
     {"convolutions"},

@@ -431,6 +431,7 @@ def test_bulk_sampling_with_a_given_sound_and_a_finishing_step(pipe, tmp_path):
         (lambda p: p.audio_to_video(torch.rand(300), **QUIET), "audio must be"),
         (lambda p: p.audio_to_video(torch.zeros(1, 256).short(), **QUIET), "floating point"),
         (lambda p: p.audio_to_video(torch.zeros(1, 256).numpy(), **QUIET), "audio must be a torch tensor, got ndarray"),
+        (lambda p: p.audio_to_video(torch.zeros(0, 1, 256), **QUIET), "got none"),
         (lambda p: p.audio_to_video(torch.full((1, 256), math.nan), **QUIET), "must be in"),
         (lambda p: p.video_to_audio(torch.full(CLIP.video_shape, 200.0), **QUIET), "values from 200 to 200; pixels"),
         (lambda p: p.audio_to_video(torch.rand(3, 1, 256), 2, **QUIET), "has 3 clips"),

@@ -371,7 +371,7 @@ def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
     torch.testing.assert_close(twice, f(second.alpha * once + second.sigma * z, second))
 
 
-@pytest.mark.parametrize("start", [999, 850, 120, 100, 30])
+@pytest.mark.parametrize("start", [999, 850, 300, 120, 101, 100, 30])
 @pytest.mark.parametrize("calls", [1, 2, 4, 5])
 def test_a_short_consistency_grid_ends_at_one_noise_level_wherever_it_starts(start, calls):
     """Timestep 100, if that is below the start; the levels fall to it from the start."""
@@ -381,8 +381,9 @@ def test_a_short_consistency_grid_ends_at_one_noise_level_wherever_it_starts(sta
     assert len(timesteps) == calls
     assert timesteps[0] == start
     assert timesteps == sorted(set(timesteps), reverse=True)
-    if 2 <= calls <= 4 and start > 100:
+    if 2 <= calls <= 4 and start >= 300:
         assert timesteps[-1] == pytest.approx(100)
+    assert levels[-1].log_snr - levels[0].log_snr >= min(1, calls - 1)
 
 
 # ---------------------------------------------------------------------------------------------- conditional

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgct import __version__
-from mgct.errors import UserError
+from mgct.errors import MgctWarning, UserError
 
 _PYTHONS_WARNING = warnings.formatwarning
 
@@ -113,7 +113,7 @@ def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """What this package warns of in one line; others' warnings as Python has them."""
-    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+    if issubclass(category, MgctWarning):
         return f"mgct: {message}\n"
     return _PYTHONS_WARNING(message, category, filename, lineno, line)
 
@@ -204,7 +204,8 @@ def own_clip(arguments: Sequence[str]) -> list[str]:
             clip = yaml.safe_load(Path(given).read_text())["clip"]
         except (OSError, UnicodeError, yaml.YAMLError, LookupError, TypeError):
             continue  # whatever it is, the parser will say
-        words[place : place + 1 + ("=" not in word)] = [f"--clip={json.dumps(clip)}"]
+        if isinstance(clip, dict):
+            words[place : place + 1 + ("=" not in word)] = [f"--clip={json.dumps(clip, default=str)}"]
         break
     return words
 

@@ -154,7 +154,7 @@ def sample_to_folder(
     files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
     missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
     indices = [index for file in missing for index in file]
-    own = None if given is None else given.of([index % len(given) for index in indices])
+    own = None if given is None else given.in_turn(indices)
     batches = pipe.stream(indices, options, seconds=seconds, given=own)  # what cannot be made claims no folder
     folder.mkdir(parents=True, exist_ok=True)
     clip = replace(pipe.clip, size=finished_size or pipe.clip.size)

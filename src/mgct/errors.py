@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Bad input; its message is one line: what is wrong and what to do. The command line prints it and exits with 2."""
 
 
+class MgctWarning(UserWarning):
+    """What may not be as it should, in one line, which the command line prints as it is."""
+
+
 @contextmanager
 def explain_memory(setting: str, value: int) -> Iterator[None]:
     """Turn running out of memory into one line that says which value of ``setting`` (a number of things) to try.

@@ -20,8 +20,8 @@ GUIDANCE_SCALE = 8.0
 """Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
 
 
-LARGEST = 1.25
-"""Given clips lie in [-1, 1]; resampling may have carried them a little beyond."""
+LARGEST = 2.0
+"""Given clips lie in [-1, 1]; resampling can have carried a loud sound beyond, by half at most as measured."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Given:
         method: ``replacement`` (`mgct.samplers.replaced`), ``guided`` (`mgct.samplers.guided`) or ``mm-diffusion``
             (`mgct.samplers.guided_ddpm`).
         guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+        rows: which of the N each clip has; None: the first has the first, and so on.
     """
 
     start: AVSample
     method: Method = "replacement"
     guidance_scale: float = GUIDANCE_SCALE
+    rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -46,19 +48,17 @@ class Given:
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
 
-    def __len__(self) -> int:
-        """N."""
-        return max(len(self.start.video), len(self.start.audio))
-
-    def of(self, rows: Sequence[int]) -> Given:
-        """What is given of these of the N clips."""
-        return replace(self, start=self.start.map(lambda x: x if len(x) == 1 else x[list(rows)]))
+    def in_turn(self, indices: Sequence[int]) -> Given:
+        """For the clips ``indices``: clip k has number k modulo N of what is given."""
+        versions = max(len(self.start.video), len(self.start.audio))
+        return replace(self, rows=[index % versions for index in indices])
 
     def known(self, positions: Sequence[int], shapes: AVSample, noise: Tensor) -> Known:
         """The given part of the clips at ``positions``, packed; ``noise`` (B, D) diffuses it."""
+        chosen = list(positions) if self.rows is None else [self.rows[position] for position in positions]
 
         def place(start: Tensor, shape: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor]:
-            rows = start if len(start) == 1 else start[list(positions)]
+            rows = start if len(start) == 1 else start[chosen]
             x0, mask = torch.zeros(len(positions), *shape), torch.zeros(1, *shape)
             x0.narrow(axis, 0, start.shape[axis]).copy_(rows)
             mask.narrow(axis, 0, start.shape[axis]).fill_(1)
@@ -82,7 +82,7 @@ class Given:
             wanted = tuple(n for i, n in enumerate(shape, start=1) if i != axis)
             if rest != wanted or tensor.shape[axis] > shape[axis - 1]:
                 raise UserError(f"the given {what} has shape {tuple(tensor.shape[1:])}; this model's is {tuple(shape)}")
-            if len(tensor) not in (1, num_clips):
+            if len(tensor) not in (1, num_clips) and self.rows is None:
                 raise UserError(f"the given {what} has {len(tensor)} clips; give one, or one for each of {num_clips}")
 
 
@@ -100,6 +100,8 @@ def as_clips(tensor: Tensor, dimensions: int, what: str, wanted: str) -> Tensor:
         raise UserError(f"{what} must be {wanted}, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise UserError(f"{what} must be floating point in [-1, 1], got {tensor.dtype}; see mgct.types.dequantise")
+    if not tensor.numel():
+        raise UserError(f"{what} must be {wanted}, got none: shape {tuple(tensor.shape)}")
     if not tensor.abs().amax() <= LARGEST:
         raise UserError(
             f"{what} must be in [-1, 1], got values from {tensor.amin():g} to {tensor.amax():g}; pixels of 0 … 255 "

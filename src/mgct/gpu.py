@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgct.errors import MgctWarning
+
 
 class NormState(NamedTuple):
     """What a group norm of x (N, P, C), with o added to it, has found out, in float32 or better.
@@ -62,7 +64,7 @@ def kernels() -> Any:
 
         check_kernels(made, "cuda")
     except Exception as error:  # whatever a compiler may raise
-        warnings.warn(f"no Triton kernels, which do not work here: {error}", stacklevel=2)
+        warnings.warn(f"no Triton kernels, which do not work here: {error}", MgctWarning, stacklevel=2)
         return None
     return made
 

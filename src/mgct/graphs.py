@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgct.errors import MgctWarning
+
 _RECORDING = threading.Lock()
 """A process may record one graph at a time."""
 
@@ -66,7 +68,9 @@ class Graphed:
             self.works, self.outputs, self.inputs = False, None, []
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
-                f"no CUDA graph could be recorded, so kernels are launched one by one: {reason}", stacklevel=3
+                f"no CUDA graph could be recorded, so kernels are launched one by one: {reason}",
+                MgctWarning,
+                stacklevel=3,
             )
             return False
         return True

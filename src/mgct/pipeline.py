@@ -149,7 +149,9 @@ class AVPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub.
+        """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub (USER/NAME).
+
+        A name that ends in ``/model``, as a run's does, or whose first part is a folder here is never asked of the Hub.
 
         The names of `mgct.bundled.bundled_models`, such as ``landscape``, are those of models that come with the
         package; a saved pipeline in a folder of that name goes before them.

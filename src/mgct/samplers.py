@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgct.errors import UserError
+from mgct.errors import MgctWarning, UserError
 from mgct.noise import (
     NoiseLevel,
     NoiseSchedule,
@@ -132,6 +132,10 @@ CONSISTENCY_END = NoiseSchedule().log_snr(torch.tensor(100.0)).item()
 """λ of the last point of a short `consistency_grid`: timestep 100 of the default schedule, wherever sampling starts."""
 
 
+SHORTEST_CONSISTENCY = 1.0
+"""Where sampling starts nearer than this (in λ) to `CONSISTENCY_END`, the usual grid is taken."""
+
+
 def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
     """``calls`` points uniform in λ, then the clean end, for the consistency sampler.
 
@@ -139,7 +143,7 @@ def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
     one; chosen by measurement on trained networks (``docs/sampling.md``).
     """
     first, last = schedule.log_snr(torch.tensor(schedule.num_timesteps - 1.0)).item(), CONSISTENCY_END
-    if calls == 1 or calls > 4 or first >= last:
+    if calls == 1 or calls > 4 or last - first < SHORTEST_CONSISTENCY:
         return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
     timesteps = schedule.timestep_at(torch.linspace(first, last, calls, dtype=torch.float64))
     timesteps[0] = schedule.num_timesteps - 1
@@ -555,4 +559,5 @@ def warn_if_not_recommended(recommended: dict[str, Sequence[int]], name: str, st
     low, high = recommended.get(name, (1, steps) if name == DEFAULT else (1, 0))
     if recommended and not low <= steps <= high:
         known = "; ".join(f"{key} with {low} to {high} steps" for key, (low, high) in recommended.items())
-        warnings.warn(f"this model was made for {known}; {name} with {steps} steps may look worse", stacklevel=4)
+        text = f"this model was made for {known}; {name} with {steps} steps may look worse"
+        warnings.warn(text, MgctWarning, stacklevel=4)

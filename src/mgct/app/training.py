@@ -36,13 +36,16 @@ def facts_markdown(run: Path) -> str:
     rows = read_metrics(run)
     if not rows:
         return "Nothing is logged yet."
-    last: dict[str, Any] = rows[-1]
+    tested: dict[str, Any] = next((row for row in reversed(rows) if "loss_mm_test" in row), {})
+    last: dict[str, Any] = {**tested, **rows[-1]}
     names = {
         "step": "step",
         "stage": "stage",
         "loss": "loss",
         "loss_mm": "multimodal loss",
         "loss_cm": "consistency loss",
+        "loss_mm_train": "averaged weights, training clips",
+        "loss_mm_test": "averaged weights, test clips",
         "learning_rate": "learning rate",
         "clips_per_s": "clips a second",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -9,7 +10,7 @@ from mgct.errors import UserError
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
 from mgct.metrics.protocols import AS_GIVEN, get_protocol
-from mgct.metrics.sources import ClipSource, clip_of, open_source
+from mgct.metrics.sources import clip_of, open_source
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
 
@@ -34,8 +35,8 @@ def evaluate_clips(
         real: a folder of videos or of lossless samples, a prepared folder, or world:NAME:COUNT.
         fake: the clips to judge, likewise.
         protocol: compact, open, vggish, mm-diffusion-2024 or mm-diffusion-2023 (see docs/evaluation.md).
-        out: where to write the card (.json and .md); if not given, into the folder of the clips to judge, where a card
-            against other real clips is not overwritten.
+        out: where to write the card (.json and .md); if not given, into the folder of the clips to judge, beside cards
+            against other real clips.
         num: clips a side; the protocol's if not given.
         clip: how to read folders of videos; found out if not given, where the folder says.
         split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
@@ -56,8 +57,6 @@ def evaluate_clips(
     sides = open_source(real, spec, split), open_source(fake, spec, split)
     path = out or Path(fake) / f"metrics-{protocol}"
     _check_place(path)
-    if out is None:
-        _keep_other_card(path.with_name(f"{path.name}.json"), sides[0], split, num or get_protocol(protocol).num)
     card = evaluate(
         *sides,
         protocol,
@@ -70,7 +69,7 @@ def evaluate_clips(
         split=split,
     )
     print(card.to_markdown())  # before saving, which may fail
-    written = card.save(path)
+    written = card.save(path if out is not None else _free_name(path, card))
     print("written: " + ", ".join(map(str, written)))
 
 
@@ -88,16 +87,19 @@ def _check_place(path: Path) -> None:
         ) from error
 
 
-def _keep_other_card(path: Path, real: ClipSource, split: str, num: int) -> None:
-    """Refuse to overwrite a card that says how the clips compare with other real ones, before measuring."""
-    if not path.exists():
-        return
-    before = MetricCard.load(path).real
-    if (before.origin, before.split, before.num) != (real.origin, split, num):
-        raise UserError(
-            f"{path} is a card against {before.num} clips of {before.origin} ({before.split}), and would be "
-            "overwritten: name this one by --out"
-        )
+def _free_name(path: Path, card: MetricCard) -> Path:
+    """``path``, or the first of path-2, path-3, … that is no card against other real clips."""
+    for number in itertools.count(1):
+        name = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            before = MetricCard.load(name.with_name(f"{name.name}.json"))
+        except UserError:  # none, or no card
+            if not name.with_name(f"{name.name}.json").exists():
+                return name
+            continue
+        if before.real.sha256 == card.real.sha256:
+            return name
+    raise AssertionError("numbers do not end")
 
 
 def compare_cards(cards: list[Path] | str) -> None:

@@ -84,7 +84,7 @@ def sample(
         format: mp4 (H.264 and AAC), or safetensors (without loss, for `mgct evaluate`).
         seconds: length; the model's own if not given, longer ones are made in overlapping windows.
         audio: generate video for the sound of this file; or of each file of this folder, in the order of their names,
-            and again from the first if more clips are wanted.
+            and again from the first if more clips are wanted; all of them must do, also if fewer are.
         video: generate sound for the picture of this file, or of each of this folder likewise.
         start_s: where in a given file to begin, in seconds.
         method: how a given modality steers the other: replacement, guided (about three times as slow, follows it more
@@ -115,14 +115,14 @@ def sample(
     files = _files_of(audio, video)
     given = _given(pipe, files, audio is not None, start_s, seconds, method, guidance_scale)
     if num is None:
-        num = len(files) if len(files) > 1 else 8
+        num = len(files) if any(path is not None and path.is_dir() for path in (audio, video)) else 8
     report = sample_to_folder(
         pipe,
         out,
         num,
         options,
         format=format,
-        seconds=None if given else seconds,
+        seconds=None if given is not None else seconds,
         given=given,
         rank=state.process_index,
         world_size=state.num_processes,

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgct.errors import UserError
+from mgct.errors import MgctWarning, UserError
 
 
-class RankDeficientWarning(UserWarning):
+class RankDeficientWarning(MgctWarning):
     """Fewer clips than feature dimensions: a Fréchet distance is finite but strongly biased upwards."""
 
 

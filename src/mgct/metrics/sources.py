@@ -222,7 +222,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged, so how the clips were made is unknown; choose another folder")
+        raise UserError(f"{path} is damaged, so how the clips were made is unknown: take another folder")
     return record
 
 
