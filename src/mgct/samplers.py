@@ -559,5 +559,6 @@ def warn_if_not_recommended(recommended: dict[str, Sequence[int]], name: str, st
     low, high = recommended.get(name, (1, steps) if name == DEFAULT else (1, 0))
     if recommended and not low <= steps <= high:
         known = "; ".join(f"{key} with {low} to {high} steps" for key, (low, high) in recommended.items())
-        text = f"this model was made for {known}; {name} with {steps} steps may look worse"
-        warnings.warn(text, MgctWarning, stacklevel=4)
+        warnings.warn(
+            f"this model was made for {known}; {name} with {steps} steps may look worse", MgctWarning, stacklevel=4
+        )
