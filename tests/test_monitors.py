@@ -132,7 +132,7 @@ def test_the_held_out_loss_is_of_both_splits_and_depends_on_the_network_alone(ti
     flat = many(Share(0.0))
     assert flat.keys() == {"loss_mm_test", "loss_mm_train"}
     assert flat == pytest.approx(few(Share(0.0)), rel=1e-6)
-    assert list(flat.values()) == pytest.approx([2, 2], rel=0.25)
+    assert list(flat.values()) == pytest.approx([2, 2], rel=0.05)  # of 64 each, though there are but ten clips
     assert all(value < flat[name] for name, value in many(Share(0.5)).items())
 
 

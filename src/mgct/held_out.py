@@ -19,14 +19,15 @@ SPLITS = ("test", "train")
 class HeldOutLoss:
     """L_MM of the same clips, timesteps and noise at every call, so that nothing but the network moves it.
 
-    The timesteps are spread evenly over the noise levels. What the loss of the training split has lost more than that
+    The timesteps are spread evenly over the noise levels, and are the same for both splits: the clips of a split with
+    fewer than are wanted are taken several times. What the loss of the training split has lost more than that
     of the test split is learned by heart.
 
     Args:
         data: what is trained on: of a prepared folder, or a world with a number of clips, both splits are taken; of an
             endless world the test split alone; of anything else nothing.
         clip: facts of the clips.
-        count: clips of each split, at most.
+        count: clips of each split.
         device: where the network is.
         batch_size: clips at once.
     """
@@ -66,7 +67,7 @@ def _noise(like: Tensor, modality: str, numbers: range) -> Tensor:
 
 
 def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None:
-    """The first clips of a split, stored form; None where there is no such split."""
+    """The first clips of a split, in turn where it has fewer, stored form; None where there is no such split."""
     endless = data.startswith("world:") and data.count(":") == 1
     if endless and split == "train":
         return None
@@ -76,4 +77,6 @@ def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None
         source = StoredSource(f"{data}:{count}" if endless else data, clip, split)
     except UserError:  # a split without clips; what else is wrong, the loader says
         return None
-    return source.read(range(min(count, len(source))))
+    some = source.read(range(min(count, len(source))))
+    in_turn = torch.arange(count) % len(some.video)
+    return some.map(lambda x: x[in_turn])
