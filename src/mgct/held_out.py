@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mgct.data.index import SPLITS
 from mgct.errors import UserError
 from mgct.losses import multimodal_loss
-from mgct.metrics.sources import StoredSource
+from mgct.metrics.sources import StoredSource, is_endless
 from mgct.noise import NoiseSchedule, derive_seed
 from mgct.types import AVSample, ClipSpec, dequantise
-
-SPLITS = ("test", "train")
 
 
 class HeldOutLoss:
@@ -53,7 +52,7 @@ class HeldOutLoss:
             noise = AVSample(video=_noise(clips.video, "video", numbers), audio=_noise(clips.audio, "audio", numbers))
             timestep = levels[part].to(self.device)
             loss = multimodal_loss(network, clips.to(self.device), noise.to(self.device), timestep, self.schedule)
-            losses.append(loss.loss.double().cpu())
+            losses.append(loss.loss.double())
         return torch.cat(losses).mean().item()
 
 
@@ -68,7 +67,7 @@ def _noise(like: Tensor, modality: str, numbers: range) -> Tensor:
 
 def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None:
     """The first clips of a split, in turn where it has fewer, stored form; None where there is no such split."""
-    endless = data.startswith("world:") and data.count(":") == 1
+    endless = is_endless(data)
     if endless and split == "train":
         return None
     if not data.startswith("world:") and not (Path(data) / "index.json").is_file():

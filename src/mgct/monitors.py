@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
-from mgct.metrics.sources import ClipSource, StoredSource, open_source
+from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
 from mgct.trackers import TrackerName, Trackers
@@ -125,10 +125,11 @@ class Monitors:
         self._metric: RunningMetric | None = None
         self._real: ClipSource | None = None
         self._held_out: HeldOutLoss | None = None
-        if (settings.samples_every or settings.metric_every) and settings.test_loss_clips:
+        watched = settings.samples_every or settings.metric_every
+        if watched and settings.test_loss_clips:
             count, at_once = settings.test_loss_clips, settings.sample_batch_size
             self._held_out = HeldOutLoss(data, clip, count, accelerator.device, at_once)
-        if (settings.samples_every or settings.metric_every) and accelerator.is_main_process:
+        if watched and accelerator.is_main_process:
             self._real = reference_clips(settings.reference or data, clip, settings.metric_clips)
 
     def due(self, step: int) -> bool:
@@ -259,7 +260,7 @@ def reference_clips(source: str, clip: ClipSpec, num: int) -> ClipSource:
             f"{source} is a stream, and the monitors need clips that can be read twice: give --monitor.reference "
             "FOLDER, or --monitor.metric_every 0 --monitor.samples_every 0"
         )
-    if source.startswith("world:") and source.count(":") == 1:
+    if is_endless(source):
         return open_source(f"{source}:{num}", clip, "test")
     found: list[ClipSource] = []
     problems: list[UserError] = []

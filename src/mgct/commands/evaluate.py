@@ -88,18 +88,18 @@ def _check_place(path: Path) -> None:
 
 
 def _free_name(path: Path, card: MetricCard) -> Path:
-    """``path``, or the first of path-2, path-3, … that is no card against other real clips."""
-    for number in itertools.count(1):
-        name = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        try:
-            before = MetricCard.load(name.with_name(f"{name.name}.json"))
-        except UserError:  # none, or no card
-            if not name.with_name(f"{name.name}.json").exists():
-                return name
-            continue
-        if before.real.sha256 == card.real.sha256:
-            return name
-    raise AssertionError("numbers do not end")
+    """``path``, or the first of path-2, path-3, … under which there is nothing that would be lost."""
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not _is_other(name, card))
+
+
+def _is_other(path: Path, card: MetricCard) -> bool:
+    """Whether ``path``.json is there and is no card against the same real clips."""
+    file = path.with_name(f"{path.name}.json")
+    try:
+        return MetricCard.load(file).real.sha256 != card.real.sha256
+    except UserError:  # none, or no card
+        return file.exists()
 
 
 def compare_cards(cards: list[Path] | str) -> None:

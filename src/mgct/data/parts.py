@@ -24,6 +24,7 @@ from mgct.errors import UserError
 from mgct.types import ClipSpec
 
 FORMAT_VERSION = 1
+"""Of what `mgct prepare` writes."""
 _LARGEST_SIDE = 16384
 
 

@@ -329,7 +329,7 @@ def _measure_sides(
     progress: bool,
 ) -> tuple[list[tuple[Side, Measured]], list[Encoder]]:
     """Measure sides (label, clips, split) with one set of workers; also the encoders that did it."""
-    check_num(count, {_called(label, source, split): len(source) for label, source, split in sides})
+    check_num(count, {called(label, source, split): len(source) for label, source, split in sides})
     picked = [choose(len(source), count, seed) for _, source, _ in sides]
     found = []
     with _Runner([source for _, source, _ in sides], plan, workers) as runner:
@@ -481,8 +481,8 @@ def _cautions(protocol: Protocol, real: Side, fake: Side, encoders: Sequence[Enc
     return notes
 
 
-def _called(label: str, source: ClipSource, split: str) -> str:
-    """A side of a measurement in words."""
+def called(label: str, source: ClipSource, split: str) -> str:
+    """A side of a measurement, ``real`` or ``fake``, in words."""
     what = "real" if label == "real" else "generated"
     where = f" (its {split} split)" if split and source.container in ("shards", "world") else ""
     return f"{what} ones in {source.origin}{where}"
@@ -514,7 +514,7 @@ class RunningMetric:
         self.num = num
         with _Runner((real,), self.plan, 1) as runner:
             wanted = num if num_real is None else num_real
-            check_num(wanted, {_called("real", real, ""): len(real)})
+            check_num(wanted, {called("real", real, ""): len(real)})
             chosen = choose(len(real), wanted, seed)
             self.real = _measure(runner, 0, chosen, self.protocol.batch_size, progress=False)
 

@@ -177,6 +177,11 @@ class SampleSource:
         return AVSample(video=torch.cat([c.video for c in ordered]), audio=torch.cat([c.audio for c in ordered]))
 
 
+def is_endless(source: str) -> bool:
+    """Whether a source is a world without a number of clips: ``world:NAME``."""
+    return source.startswith("world:") and source.count(":") == 1
+
+
 class StoredSource:
     """Clips that `mgct.data.numbered` reads: a prepared folder, tars, or ``world:NAME:COUNT``.
 
@@ -198,7 +203,7 @@ class StoredSource:
         self.origin = source if self.container == "world" else Path(source).name
         self._clips = open_clips(source, self.spec, split, 0)
         self.files = [index] if index.is_file() else [Path(path) for path in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
-        if source.startswith("world:") and source.count(":") == 1:
+        if is_endless(source):
             raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
 
     def __len__(self) -> int:

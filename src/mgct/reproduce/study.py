@@ -31,9 +31,9 @@ from mgct.clip_folder import fingerprint, sample_to_folder
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard
 from mgct.metrics.encoders import load_encoder
-from mgct.metrics.evaluate import FEATURES_VERSION, Reference, evaluate, measure_reference
+from mgct.metrics.evaluate import FEATURES_VERSION, Reference, called, check_num, evaluate, measure_reference
 from mgct.metrics.protocols import get_protocol
-from mgct.metrics.sources import ClipSource, SampleSource, identity, open_source
+from mgct.metrics.sources import ClipSource, SampleSource, identity, is_endless, open_source
 from mgct.pipeline import AVPipeline
 from mgct.reproduce.paper import Row, Sampling
 from mgct.types import AVSample, ClipSpec
@@ -345,11 +345,7 @@ class Measurer:
                 f"protocol {self.protocol.name} measures clips of {wanted.frames} frames at {wanted.fps:g} fps, the "
                 f"models make {clip.frames} at {clip.fps:g} fps; choose --protocol compact"
             )
-        if len(self.real) < settings.count:
-            raise UserError(
-                f"{data} has {len(self.real)} clips in its {settings.split} split, and {settings.count} are wanted: "
-                f"give a num of at most {len(self.real)} (--num {len(self.real)}), another split, or more data"
-            )
+        check_num(settings.count, {called("real", self.real, settings.split): len(self.real)})
         for name in self.protocol.encoders:
             load_encoder(name, settings.weights.get(name), settings.encoder_device)  # before hours of sampling
         self.identity = identity(self.real)
@@ -419,6 +415,6 @@ class Measurer:
 
 def _open_data(data: str, study: Study, settings: Settings) -> ClipSource:
     """The real clips; a world without a number gets the number wanted."""
-    if data.startswith("world:") and data.count(":") == 1:
+    if is_endless(data):
         data = f"{data}:{settings.count}"
     return open_source(data, settings.clip or study.clip, settings.split)
