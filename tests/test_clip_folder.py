@@ -170,8 +170,8 @@ def test_the_record_tells_enlarged_clips_from_others(model, tmp_path):
         ("silent.mp4", "audio", r"silent\.mp4: no audio: .*; give a file with sound"),
         ("deaf.wav", "video", r"deaf\.wav: no video: .*; give a file with a picture"),
         ("none.wav", "audio", r"none\.wav: unreadable: not a file"),
-        ("short.mp4", "audio", r"short\.mp4 lasts 0\.2\d s; the clip needs 0\.4 s"),
-        ("short.mp4", "video", r"short\.mp4 lasts 0\.2\d s; the clip needs 0\.4 s"),
+        ("short.mp4", "audio", r"short\.mp4: too short: 0\.2\d s of sound; 0\.4 s are needed \(a shorter --sec"),
+        ("short.mp4", "video", r"short\.mp4: too short: 0\.2\d s of video; 0\.4 s are needed \(a shorter --sec"),
     ],
 )
 def test_a_given_file_that_will_not_do_is_named(model, tmp_path, name, option, message):
@@ -234,7 +234,7 @@ def test_a_folder_of_sounds_is_taken_in_turn_and_from_where_it_is_told(model, tm
         ({"video": "empty"}, "empty: no video file in this folder"),
         ({"start_s": 1.0}, "give --audio or --video too"),
         ({"audio": "sound.wav", "start_s": -1.0}, "start_s must be 0 or later"),
-        ({"audio": "sound.wav", "start_s": 0.8}, r"sound\.wav from 0\.8 s on lasts 0\.2\d? s; the clip needs 0\.4 s"),
+        ({"audio": "sound.wav", "start_s": 0.8}, r"sound\.wav: too short: 0\.2\d? s of sound from 0\.8 s on; 0\.4 s"),
     ],
 )
 def test_a_given_folder_or_start_that_will_not_do_is_named(model, tmp_path, how, message):

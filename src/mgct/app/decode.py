@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgct.data.media import AudioReader, VideoReader
+from mgct.data.media import read_sound, read_video
 from mgct.errors import UserError
-from mgct.types import ClipSpec
+from mgct.types import AVSample, ClipSpec, dequantise
 
 Kind = Literal["sound", "video"]
 
@@ -79,10 +79,10 @@ def decode(path: Path, kind: Kind, clip: ClipSpec, start_s: float = 0.0, limits:
         ours.close()
     if failed == b"1":
         raise UserError(content.decode())
-    if kind == "sound":
-        return torch.from_numpy(np.frombuffer(content, np.int16).copy()).float()[None, None] / 32768
-    frames = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(-1, clip.size, clip.size, 3)
-    return frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    sound = np.frombuffer(content if kind == "sound" else b"", np.int16).reshape(1, -1)
+    frames = np.frombuffer(content if kind == "video" else b"", np.uint8).reshape(-1, *clip.video_shape[1:])
+    clips = dequantise(AVSample(video=torch.tensor(frames), audio=torch.tensor(sound)))
+    return (clips.audio if kind == "sound" else clips.video)[None]
 
 
 def warm_up() -> None:
@@ -107,45 +107,14 @@ def _child(pipe: Connection, path: Path, kind: Kind, clip: ClipSpec, start_s: fl
     """Decode, and send b"0" and the bytes, or b"1" and a message."""
     try:
         _limit(memory_bytes)
-        content = read_sound(path, clip, start_s) if kind == "sound" else read_video(path, clip, start_s)
-        failed = b"0"
+        part = read_sound(path, clip, start_s) if kind == "sound" else read_video(path, clip, start_s)
+        failed, content = b"0", part.tobytes()
     except UserError as error:
         failed, content = b"1", str(error).encode()
     except MemoryError:
         failed, content = b"1", b"the file needs too much memory to decode; try a smaller one"
     pipe.send_bytes(failed)
     pipe.send_bytes(content)
-
-
-def read_sound(path: Path, clip: ClipSpec, start_s: float) -> bytes:
-    """Int16 samples (L,) of a file, as bytes.
-
-    Raises:
-        UserError: no sound, or too little of it after ``start_s``.
-    """
-    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz, start_s=start_s) as reader:
-        samples = reader.read(clip.audio_samples)
-    if len(samples) < clip.audio_samples:
-        raise _too_short("sound", len(samples) / clip.sample_rate_hz, clip, start_s)
-    return samples.astype(np.int16).tobytes()
-
-
-def read_video(path: Path, clip: ClipSpec, start_s: float) -> bytes:
-    """Uint8 frames (F, H, W, 3) of a file, the square in the middle of its picture, as bytes.
-
-    Raises:
-        UserError: no picture, or too little of it after ``start_s``.
-    """
-    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop", start_s=start_s) as reader:
-        frames = reader.read(clip.frames)
-    if len(frames) < clip.frames:
-        raise _too_short("video", len(frames) / clip.fps, clip, start_s)
-    return frames.tobytes()
-
-
-def _too_short(what: str, seconds: float, clip: ClipSpec, start_s: float) -> UserError:
-    place = f" after {start_s:g} s" if start_s else ""
-    return UserError(f"too short: {seconds:.2f} s of {what}{place}; {clip.seconds:g} s are needed")
 
 
 def _limit(memory_bytes: int) -> None:

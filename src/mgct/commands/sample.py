@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from mgct.bundled import bundled_models
 from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
-from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, AudioReader, MediaError, VideoReader, find_files
+from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, MediaError, find_files, read_sound, read_video
 from mgct.errors import UserError
 from mgct.given import GUIDANCE_SCALE, Given, Method
 from mgct.layout import start_processes
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.samplers import DEFAULT
-from mgct.types import AVSample, ClipSpec
+from mgct.types import AVSample, ClipSpec, dequantise
 from mgct.upsampler import UpsamplerUNet, upsample
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -200,39 +200,21 @@ def _given(
     if not (math.isfinite(start_s) and start_s >= 0):
         raise UserError(f"start_s must be 0 or later, got {start_s}")
     clip = replace(pipe.clip, frames=pipe.clip.frames if seconds is None else pipe.frames_of(seconds))
-    parts = []
-    for file in files:
-        try:
-            parts.append(_read_sound(file, clip, start_s) if sound else _read_picture(file, clip, start_s))
-        except MediaError as error:
-            kind = "sound" if sound else "a picture"
-            raise UserError(f"{file}: {error}; give a file with {kind}") from error
-    known = torch.cat(parts)
-    if sound:
-        return Given(AVSample(torch.zeros(len(known), 0, *clip.video_shape[1:]), known), method, scale)
-    return Given(AVSample(known, torch.zeros(len(known), 1, 0)), method, scale)
+    parts = [_read(file, clip, start_s, sound) for file in files]
+    clips = dequantise(AVSample(torch.cat([part.video for part in parts]), torch.cat([part.audio for part in parts])))
+    return Given(clips, method, scale)
 
 
-def _read_sound(path: Path, clip: ClipSpec, start_s: float) -> Tensor:
-    """The samples of a file from ``start_s`` on, (1, 1, L) in [-1, 1]."""
-    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz, start_s=start_s) as reader:
-        samples = torch.from_numpy(reader.read(clip.audio_samples))
-    if len(samples) < clip.audio_samples:
-        _too_short(path, len(samples) / clip.sample_rate_hz, clip, start_s)
-    return samples.float()[None, None] / 32768
-
-
-def _read_picture(path: Path, clip: ClipSpec, start_s: float) -> Tensor:
-    """The frames of a file from ``start_s`` on, (1, F, 3, H, W) in [-1, 1]."""
-    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop", start_s=start_s) as reader:
-        frames = torch.from_numpy(reader.read(clip.frames))
-    if len(frames) < clip.frames:
-        _too_short(path, len(frames) / clip.fps, clip, start_s)
-    return frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-
-
-def _too_short(path: Path, seconds: float, clip: ClipSpec, start_s: float) -> None:
-    part = f"{path} from {start_s:g} s on" if start_s else path
-    raise UserError(
-        f"{part} lasts {seconds:.2f} s; the clip needs {clip.seconds:g} s (a shorter --seconds, or another file)"
-    )
+def _read(path: Path, clip: ClipSpec, start_s: float, sound: bool) -> AVSample:
+    """One file's sound, or its picture, as stored: video (1, F, 3, H, W) or audio (1, 1, L), and none of the other."""
+    try:
+        audio = read_sound(path, clip, start_s) if sound else np.empty((1, 0), np.int16)
+        video = read_video(path, clip, start_s) if not sound else np.empty((0, *clip.video_shape[1:]), np.uint8)
+    except MediaError as error:
+        advice = {
+            "no audio": "; give a file with sound",
+            "no video": "; give a file with a picture",
+            "too short": " (a shorter --seconds, or another file)",
+        }
+        raise UserError(f"{path}: {error}{advice.get(error.reason, '')}") from error
+    return AVSample(video=torch.from_numpy(video)[None], audio=torch.from_numpy(audio)[None])

@@ -19,7 +19,7 @@ from mgct.data.media.pictures import Fit, VideoReader, display_transform, scaled
 from mgct.data.media.processes import for_each_file
 from mgct.data.media.sound import AudioReader, check_rate_hz, resample, to_int16
 from mgct.data.media.track import decoder_version
-from mgct.data.media.windows import Window, WindowReader, read_clip
+from mgct.data.media.windows import Window, WindowReader, read_clip, read_sound, read_video
 
 __all__ = [
     "AAC_RATES_HZ",
@@ -42,6 +42,8 @@ __all__ = [
     "one_line",
     "probe",
     "read_clip",
+    "read_sound",
+    "read_video",
     "resample",
     "scaled_size",
     "to_int16",

@@ -154,6 +154,47 @@ def _padded(samples: NDArray[np.int16], clip: ClipSpec) -> NDArray[np.int16]:
     return np.pad(samples, (0, clip.audio_samples - samples.shape[0]))[None]
 
 
+def read_sound(path: Path, clip: ClipSpec, start_s: float = 0.0) -> NDArray[np.int16]:
+    """The sound of one clip, (1, L), of a file that need have no picture.
+
+    Args:
+        path: any file that FFmpeg reads.
+        clip: duration and sample rate to give.
+        start_s: where in the file to start, in seconds.
+
+    Raises:
+        MediaError: unreadable, no audio, or less than the clip's length after ``start_s``.
+    """
+    with AudioReader(path, sample_rate_hz=clip.sample_rate_hz, start_s=start_s) as reader:
+        samples = reader.read(clip.audio_samples)
+    if len(samples) < clip.audio_samples:
+        raise _one_too_short("sound", len(samples) / clip.sample_rate_hz, clip, start_s)
+    return samples[None]
+
+
+def read_video(path: Path, clip: ClipSpec, start_s: float = 0.0) -> NDArray[np.uint8]:
+    """The frames of one clip, (F, C, H, W), of a file that need have no sound: the square in its picture's middle.
+
+    Args:
+        path: any file that FFmpeg reads.
+        clip: frames, rate and size to give.
+        start_s: where in the file to start, in seconds.
+
+    Raises:
+        MediaError: unreadable, no video, or less than the clip's length after ``start_s``.
+    """
+    with VideoReader(path, fps=clip.fps, size=clip.size, fit="crop", start_s=start_s) as reader:
+        frames = reader.read(clip.frames)
+    if len(frames) < clip.frames:
+        raise _one_too_short("video", len(frames) / clip.fps, clip, start_s)
+    return _planes(frames)
+
+
+def _one_too_short(what: str, seconds: float, clip: ClipSpec, start_s: float) -> MediaError:
+    place = f" from {start_s:g} s on" if start_s else ""
+    return MediaError("too short", f"{seconds:.2f} s of {what}{place}; {clip.seconds:g} s are needed")
+
+
 def read_clip(path: str | Path, clip: ClipSpec, start_s: float = 0.0, fit: Fit = "crop") -> AVSample:
     """One clip of a file, exactly of the clip's lengths.
 
