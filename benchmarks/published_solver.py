@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from mgct.commands.reproduce import read_models
+from mgct.grids import Grid, log_snr_grid
 from mgct.noise import NoiseSchedule
 from mgct.reproduce.paper import TABLES, Sampling
 from mgct.reproduce.run import reproduce_table
 from mgct.reproduce.study import Settings, Study
-from mgct.samplers import Grid, log_snr_grid, singlestep_orders
+from mgct.samplers import singlestep_orders
 
 
 class PublishedSolver:

@@ -44,14 +44,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgct import losses, samplers
+from mgct import grids, losses, predictors, samplers
 from mgct.checkpoint import read_checkpoint
 from mgct.data.shards import read_all
 from mgct.given import Given
+from mgct.grids import Point
 from mgct.noise import NoiseSchedule, x0_from_noise
 from mgct.pipeline import AVPipeline, SamplingOptions
-from mgct.samplers import Point, Predict
-from mgct.types import AVSample, ClipSpec, concatenate, dequantise
+from mgct.predictors import Predict
+from mgct.types import AVSample, ClipSpec, concatenate, dequantise, pack, unpack
 from mgct.unet import MultimodalUNet
 from mgct.upsampler import UpsamplerUNet, ddim_grid, shrink, upsample
 
@@ -157,18 +158,18 @@ def ending_table() -> str:
     """Mixture error of dpm-solver++ by where and how its grid ends."""
 
     def at_zero_by_first_order(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
-        *start, before, last = samplers.log_snr_grid(SCHEDULE, calls + 1)
+        *start, before, last = grids.log_snr_grid(SCHEDULE, calls + 1)
         x = samplers.dpm_solver_pp(predict, x, [*start, before]) if start else x
         return samplers.ddim(predict, x, [before, last])
 
     def second_order(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
-        return samplers.dpm_solver_pp(predict, x, samplers.log_snr_grid(SCHEDULE, calls + 1))
+        return samplers.dpm_solver_pp(predict, x, grids.log_snr_grid(SCHEDULE, calls + 1))
 
     def clean_from_last_but_one(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
-        return samplers.dpm_solver_pp(predict, x, [*samplers.log_snr_grid(SCHEDULE, calls + 1)[:-1], samplers.CLEAN])
+        return samplers.dpm_solver_pp(predict, x, [*grids.log_snr_grid(SCHEDULE, calls + 1)[:-1], grids.CLEAN])
 
     def clean_from_zero(predict: Predict, x: Tensor, calls: int, _: samplers.Noise) -> Tensor:
-        return samplers.dpm_solver_pp(predict, x, [*samplers.log_snr_grid(SCHEDULE, calls), samplers.CLEAN])
+        return samplers.dpm_solver_pp(predict, x, [*grids.log_snr_grid(SCHEDULE, calls), grids.CLEAN])
 
     runs = {"(a)": second_order, "(b)": at_zero_by_first_order, "(c)": clean_from_last_but_one, "(d)": clean_from_zero}
     calls = (4, 6, 8, 10, 12, 15, 20, 50)
@@ -194,15 +195,15 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
         return torch.randn(count, 2, generator=generator, dtype=torch.float64)
 
     x, given = draw(), 0.5 * draw()
-    known = samplers.Known(given, torch.tensor([True, False]), x)
+    known = predictors.Known(given, torch.tensor([True, False]), x)
     if method == "mm-diffusion":
-        out = samplers.guided_ddpm(predict, x, samplers.integer_grid(SCHEDULE, calls), draw, known, scale)
+        out = samplers.guided_ddpm(predict, x, grids.integer_grid(SCHEDULE, calls), draw, known, scale)
     else:
         wrapped = (
-            samplers.replaced(predict, known) if method == "replacement" else samplers.guided(predict, known, scale)
+            predictors.replaced(predict, known) if method == "replacement" else predictors.guided(predict, known, scale)
         )
         out = samplers.SAMPLERS[name].run(wrapped, x, SCHEDULE, calls, draw)
-    out = known.impose(out, samplers.CLEAN)
+    out = known.impose(out, grids.CLEAN)
     slope = ((out[:, 1] * out[:, 0]).sum() / (out[:, 0] ** 2).sum()).item()
     return f"{slope:.2f}, {(out[:, 1] - slope * out[:, 0]).std().item():.2f}"
 
@@ -350,7 +351,7 @@ def eight_modes(count: int, generator: torch.Generator) -> AVSample:
     """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
     angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
     centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
-    return samplers.unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
+    return unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
 
 
 class MLP(nn.Module):
@@ -367,8 +368,8 @@ class MLP(nn.Module):
         """Predicted noise."""
         clips = AVSample(video=video, audio=audio)
         phase = timestep.float().expand(len(video))[:, None] * self.frequencies
-        out = self.layers(torch.cat([samplers.pack(clips), phase.cos(), phase.sin()], 1))
-        return samplers.unpack(out, SHAPES)
+        out = self.layers(torch.cat([pack(clips), phase.cos(), phase.sin()], 1))
+        return unpack(out, SHAPES)
 
 
 def trained(weight: losses.Weight, steps: int) -> nn.Module:
@@ -420,15 +421,15 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return 2 * between - inside_x - inside_y
 
 
-def down_to(last: float, calls: int) -> samplers.Grid:
+def down_to(last: float, calls: int) -> grids.Grid:
     """Points uniform in log-SNR from T-1 to timestep ``last``, then the clean end."""
     ends = SCHEDULE.log_snr(torch.tensor([SCHEDULE.num_timesteps - 1.0, last])).tolist()
     timesteps = SCHEDULE.timestep_at(torch.linspace(*ends, calls, dtype=torch.float64))
-    return [*samplers.points(SCHEDULE, timesteps), samplers.CLEAN]
+    return [*grids.points(SCHEDULE, timesteps), grids.CLEAN]
 
 
 def _run_consistency(
-    grid: Callable[[int], samplers.Grid], renoise: bool, predict: Predict, x: Tensor, calls: int, draw: samplers.Noise
+    grid: Callable[[int], grids.Grid], renoise: bool, predict: Predict, x: Tensor, calls: int, draw: samplers.Noise
 ) -> Tensor:
     return samplers.consistency(predict, x, grid(calls), draw, renoise)
 
@@ -436,26 +437,26 @@ def _run_consistency(
 def trained_table(steps: int) -> str:
     """Consistency sampling with several timesteps and both ways back, and the ODE solvers."""
     calls = (1, 2, 3, 4, 6, 8)
-    grids: dict[str, Callable[[int], samplers.Grid]] = {
-        "uniform in t": lambda n: [*samplers.time_grid(SCHEDULE, n + 1)[:-1], samplers.CLEAN],
-        "log-SNR": lambda n: [*samplers.log_snr_grid(SCHEDULE, n + 1)[:-1], samplers.CLEAN],
+    choices: dict[str, Callable[[int], grids.Grid]] = {
+        "uniform in t": lambda n: [*grids.time_grid(SCHEDULE, n + 1)[:-1], grids.CLEAN],
+        "log-SNR": lambda n: [*grids.log_snr_grid(SCHEDULE, n + 1)[:-1], grids.CLEAN],
         "log-SNR to t = 30": lambda n: down_to(30, n),
         "log-SNR to t = 100": lambda n: down_to(100, n),
         "log-SNR to t = 300": lambda n: down_to(300, n),
-        "as chosen": lambda n: samplers.consistency_grid(SCHEDULE, n),
+        "as chosen": lambda n: grids.consistency_grid(SCHEDULE, n),
     }
     lines = []
     for title, weight in (("λ = 1", losses.UnitWeight()), ("λ in noise units", losses.NoiseUnits())):
         network = trained(weight, steps)
 
         def predict(x: Tensor, point: Point, network: nn.Module = network) -> Tensor:
-            clips = samplers.unpack(x, SHAPES)
-            return samplers.pack(network(clips.video, clips.audio, torch.tensor([point.timestep])))
+            clips = unpack(x, SHAPES)
+            return pack(network(clips.video, clips.audio, torch.tensor([point.timestep])))
 
-        real = samplers.pack(eight_modes(4096, torch.Generator().manual_seed(99)))
+        real = pack(eight_modes(4096, torch.Generator().manual_seed(99)))
         lines += ["", f"| {title}, calls | " + " | ".join(map(str, calls)) + " |", "|---|" + "---|" * len(calls)]
         runs: dict[str, Run] = {}
-        for name, grid in grids.items():
+        for name, grid in choices.items():
             for back, renoise in (("noise", True), ("ε̂", False)):
                 runs[f"consistency, {name}, {back}"] = partial(_run_consistency, grid, renoise)
         runs |= {name: named(name) for name in ("dpm-solver", "dpm-solver++", "unipc")}

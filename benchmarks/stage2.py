@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from variants import MAIN, VARIANTS, jumps, objects_of, share_of_compute, with_variant
 
 from mgct import samplers
+from mgct.grids import Point
 from mgct.noise import NoiseSchedule
-from mgct.samplers import Point
 from mgct.stages import MGCT, Consistency, Transfer, average_into
-from mgct.types import AVSample
+from mgct.types import AVSample, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = (1, 2, 4, 8, 12, 20)
@@ -65,7 +65,7 @@ def eight_modes(count: int, generator: torch.Generator) -> AVSample:
     """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
     angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
     centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
-    return samplers.unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
+    return unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
 
 
 class MLP(nn.Module):
@@ -95,12 +95,12 @@ class MLP(nn.Module):
         target_timestep: Tensor | None = None,
     ) -> AVSample:
         """Predicted noise."""
-        x = samplers.pack(AVSample(video=video, audio=audio)).float()
+        x = pack(AVSample(video=video, audio=audio)).float()
         own = self.features(timestep, len(x))
         h = self.first(torch.cat([x, own], 1))
         if target_timestep is not None:
             h = h + self.goal(self.features(target_timestep, len(x)) - own)
-        return samplers.unpack(self.rest(h), SHAPES)
+        return unpack(self.rest(h), SHAPES)
 
 
 class BatchRandom:
@@ -154,13 +154,13 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 def measure_toy(network: nn.Module, name: str, calls: int, seed: int, count: int = 4096) -> float:
     """Energy distance × 1000 of what a sampler makes, against as many draws of the data."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    real = samplers.pack(eight_modes(count, generator))
+    real = pack(eight_modes(count, generator))
     start = torch.randn(count, 4, generator=generator)
 
     def predict(x: Tensor, point: Point) -> Tensor:
-        clips = samplers.unpack(x, SHAPES)
+        clips = unpack(x, SHAPES)
         goal = None if point.goal is None else torch.tensor([point.goal])
-        return samplers.pack(network(clips.video, clips.audio, torch.tensor([point.timestep]), target_timestep=goal))
+        return pack(network(clips.video, clips.audio, torch.tensor([point.timestep]), target_timestep=goal))
 
     def draw(_: int) -> Tensor:
         return torch.randn(count, 4, generator=generator)

@@ -16,9 +16,10 @@ from mgct.clip_folder import load_clips, sample_to_folder, save_clips
 from mgct.data.media import read_clip
 from mgct.errors import UserError
 from mgct.given import Given
+from mgct.grids import Point
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import SamplingOptions
-from mgct.samplers import SAMPLERS, Point
+from mgct.samplers import SAMPLERS
 from mgct.types import dequantise, quantise
 from mgct.windows import windowed
 

@@ -8,11 +8,13 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
-from mgct import samplers
+from mgct import grids, predictors, samplers
 from mgct.given import GUIDANCE_SCALE
+from mgct.grids import CLEAN, Point
 from mgct.noise import NoiseSchedule, consistency_coefficients
-from mgct.samplers import CLEAN, SAMPLERS, Known, Point
-from mgct.types import AVSample
+from mgct.predictors import Known
+from mgct.samplers import SAMPLERS
+from mgct.types import AVSample, pack, unpack
 
 from .conftest import FIXTURES
 
@@ -51,7 +53,7 @@ class Counted:
 
 
 def packed(tensors, name):
-    return samplers.pack(AVSample(video=tensors[f"{name}.video"], audio=tensors[f"{name}.audio"]))
+    return pack(AVSample(video=tensors[f"{name}.video"], audio=tensors[f"{name}.audio"]))
 
 
 def by_modality(x, video_length, video, audio):
@@ -90,7 +92,7 @@ def test_dpm_solver_is_the_reference_with_its_audio_corrected(solver_fixture, pr
     name = f"{problem}single3_logsnr_{steps}"
     x = packed(solver_fixture, "x_T").double()
     predict = Counted(reference_model(name, solver_fixture["x_T.video"].numel()))
-    out = samplers.dpm_solver(predict, x, samplers.log_snr_grid(SCHEDULE, steps + 1))
+    out = samplers.dpm_solver(predict, x, grids.log_snr_grid(SCHEDULE, steps + 1))
     torch.testing.assert_close(out, packed(solver_fixture, name), atol=1e-9, rtol=0)
     told = solver_fixture[f"{name}.model_timestep"].tolist()
     assert [int(timestep) for timestep in predict.timesteps] == told
@@ -101,7 +103,7 @@ def test_dpm_solver_is_the_reference_with_its_audio_corrected(solver_fixture, pr
 def test_dpm_solver_pp_is_the_reference(solver_fixture, problem, steps):
     name = f"{problem}pp_multi2_time_{steps}"
     predict = reference_model(name, solver_fixture["x_T.video"].numel())
-    grid = samplers.time_grid(SCHEDULE, steps + 1)
+    grid = grids.time_grid(SCHEDULE, steps + 1)
     out = samplers.dpm_solver_pp(predict, packed(solver_fixture, "x_T").double(), grid)
     torch.testing.assert_close(out, packed(solver_fixture, name), atol=1e-9, rtol=0)
 
@@ -109,13 +111,13 @@ def test_dpm_solver_pp_is_the_reference(solver_fixture, problem, steps):
 @pytest.mark.parametrize("case", ["ddim_r_ddim10", "ddim_r_10", "ddim_eta05_r_ddim10", "ddpm_r_10", "ddpm_r_ddim10"])
 def test_ddpm_and_ddim_are_the_reference(case):
     fixture = load_file(FIXTURES / "diffusion_loops.safetensors")
-    grid = [*samplers.points(SCHEDULE, fixture[f"{case}.timestep_map"].flip(0)), CLEAN]
-    predict = samplers.clipped(reference_model("bounded", fixture[f"{case}.x_T.video"].numel()))
+    grid = [*grids.points(SCHEDULE, fixture[f"{case}.timestep_map"].flip(0)), CLEAN]
+    predict = predictors.clipped(reference_model("bounded", fixture[f"{case}.x_T.video"].numel()))
     x = packed(fixture, f"{case}.x_T")
 
     def noise(step):
         video, audio = fixture[f"{case}.noise.video"][step], fixture[f"{case}.noise.audio"][step]
-        return samplers.pack(AVSample(video=video, audio=audio))
+        return pack(AVSample(video=video, audio=audio))
 
     if case.startswith("ddpm"):
         out = samplers.ddpm(predict, x, grid, noise)
@@ -125,14 +127,14 @@ def test_ddpm_and_ddim_are_the_reference(case):
         out = samplers.ddim(predict, x, grid)
     torch.testing.assert_close(out, packed(fixture, f"{case}.final"), atol=1e-5, rtol=0)
     if case.endswith("r_10"):
-        assert grid == samplers.integer_grid(SCHEDULE, 10)
+        assert grid == grids.integer_grid(SCHEDULE, 10)
 
 
 def coupled_model(shapes):
     """The conditional fixture's stand-in, in which each modality's noise depends on the other's input."""
 
     def predict(x, point):
-        clips = samplers.unpack(x, shapes)
+        clips = unpack(x, shapes)
         time = point.timestep / 1000
         (mv, ma), (sv, sa) = (
             [f(part.flatten(1)).mean(1) for part in (clips.video, clips.audio)] for f in (lambda p: p, lambda p: p**2)
@@ -141,7 +143,7 @@ def coupled_model(shapes):
         ma, sa = (m.reshape(-1, 1, 1, 1, 1) for m in (ma, sa))
         video = torch.tanh(0.3 * clips.video + 0.5 * ma + 0.2 * sa + 0.01 * time)
         audio = torch.sin(0.5 * clips.audio + 0.4 * mv - 0.1 * sv) * (0.5 + 0.5 * time)
-        return samplers.pack(AVSample(video=video, audio=audio))
+        return pack(AVSample(video=video, audio=audio))
 
     return predict
 
@@ -154,9 +156,9 @@ def test_conditional_ddpm_is_the_reference(case):
     given_video = "v2a" in case
     mask = condition.map(torch.zeros_like)
     (mask.video if given_video else mask.audio).fill_(1)
-    mask = samplers.pack(mask)[0].bool()
+    mask = pack(mask)[0].bool()
     x = packed(fixture, f"{case}.x_T")
-    known = Known(samplers.pack(condition), mask, x)
+    known = Known(pack(condition), mask, x)
 
     def noise(step):
         recorded = [fixture.get(f"{case}.noise.{what}") for what in ("video", "audio")]
@@ -164,12 +166,12 @@ def test_conditional_ddpm_is_the_reference(case):
             torch.zeros_like(part) if tape is None else tape[step]
             for tape, part in zip(recorded, (condition.video, condition.audio), strict=True)
         ]
-        return samplers.pack(AVSample(*parts))
+        return pack(AVSample(*parts))
 
-    predict = samplers.clipped(coupled_model(shapes))
-    grid = samplers.integer_grid(SCHEDULE, 10)
+    predict = predictors.clipped(coupled_model(shapes))
+    grid = grids.integer_grid(SCHEDULE, 10)
     if case.startswith("replace"):
-        out = samplers.ddpm(samplers.replaced(predict, known), x, grid, noise)
+        out = samplers.ddpm(predictors.replaced(predict, known), x, grid, noise)
     else:
         batch, elements = len(x), int((~mask).sum())
         reference_scale = 3000.0 if "3000" in case else 0.001 * 2**20
@@ -183,7 +185,7 @@ def test_conditional_ddpm_is_the_reference(case):
 def run_to_the_end(solver, steps):
     """The exact Gaussian problem from T-1 to timestep 0 (solvers of the ODE): the result, and what it should be."""
     x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    grid = samplers.log_snr_grid(SCHEDULE, steps + 1)
+    grid = grids.log_snr_grid(SCHEDULE, steps + 1)
     return solver(gaussian_noise, x, grid), exact_gaussian(x, grid[0], grid[-1])
 
 
@@ -206,7 +208,7 @@ def test_sde_dpm_solver_pp_is_that_of_diffusers(calls):
     """On its noise levels and with its noise; diffusers ends on first order where we do, told to by its settings."""
     scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", lower_order_final=False)
     scheduler.set_timesteps(calls)
-    grid = samplers.log_snr_grid_to_clean(SCHEDULE, calls)
+    grid = grids.log_snr_grid_to_clean(SCHEDULE, calls)
     scheduler.sigmas = torch.tensor([point.sigma / point.alpha for point in grid], dtype=torch.float64)
     scheduler.timesteps = torch.arange(calls)
     draw = torch.Generator().manual_seed(0)
@@ -289,7 +291,7 @@ def test_few_steps_stay_bounded_with_an_imperfect_network(steps):
 
     x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for name in ("dpm-solver++", "sde-dpm-solver++", "unipc"):
-        out = SAMPLERS[name].run(samplers.clipped(rough), x, SCHEDULE, steps, lambda _: x)
+        out = SAMPLERS[name].run(predictors.clipped(rough), x, SCHEDULE, steps, lambda _: x)
         assert out.abs().max() <= 1 + 1e-9, name
 
 
@@ -320,14 +322,14 @@ def test_jumps_with_the_exact_map_end_at_the_exact_place_in_any_number_of_calls(
 
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = SAMPLERS["map"].run(predict, x, SCHEDULE, steps, lambda _: x)
-    first = samplers.log_snr_grid(SCHEDULE, 2)[0]
+    first = grids.log_snr_grid(SCHEDULE, 2)[0]
     torch.testing.assert_close(out, x * std / spread(first.alpha, first.sigma))
     assert goals[-1] == 0
     assert goals == sorted(goals, reverse=True)
 
 
 def test_grids():
-    grid = samplers.log_snr_grid(SCHEDULE, 13)
+    grid = grids.log_snr_grid(SCHEDULE, 13)
     steps = torch.tensor([point.log_snr for point in grid]).diff()
     torch.testing.assert_close(steps, steps[:1].expand(12), rtol=1e-6, atol=0)
     assert (grid[0].timestep, grid[-1].timestep) == (999, pytest.approx(0, abs=1e-6))
@@ -338,19 +340,19 @@ def test_grids():
 
 def test_pack_and_unpack_are_inverse():
     clips = AVSample(video=torch.rand(2, 4, 3, 5, 5), audio=torch.rand(2, 1, 7))
-    back = samplers.unpack(samplers.pack(clips), clips.map(lambda part: part.shape[1:]))
+    back = unpack(pack(clips), clips.map(lambda part: part.shape[1:]))
     assert torch.equal(back.video, clips.video)
     assert torch.equal(back.audio, clips.audio)
 
 
 def test_clipping_changes_nothing_inside_the_range_and_bounds_x0_outside():
-    grid = samplers.time_grid(SCHEDULE, 5)
+    grid = grids.time_grid(SCHEDULE, 5)
     inside = torch.tensor([[0.2, -0.9]], dtype=torch.float64)
     for point in grid[:-1]:
         x = point.alpha * inside + point.sigma
-        same = samplers.clipped(lambda x, p: (x - p.alpha * inside) / p.sigma)(x, point)
+        same = predictors.clipped(lambda x, p: (x - p.alpha * inside) / p.sigma)(x, point)
         torch.testing.assert_close(same, torch.ones_like(x))
-        bound = samplers.clipped(lambda x, p: (x - p.alpha * 5.0) / p.sigma)(x, point)
+        bound = predictors.clipped(lambda x, p: (x - p.alpha * 5.0) / p.sigma)(x, point)
         torch.testing.assert_close((x - point.sigma * bound) / point.alpha, torch.ones_like(x))
 
 
@@ -363,7 +365,7 @@ def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
         c_skip, c_out = (c.item() for c in consistency_coefficients(torch.tensor([point.timestep])))
         return c_skip * x + c_out * (x - point.sigma * gaussian_noise(x, point)) / point.alpha
 
-    first, second, _ = grid = samplers.consistency_grid(SCHEDULE, 2)
+    first, second, _ = grid = grids.consistency_grid(SCHEDULE, 2)
     assert (first.timestep, second.timestep) == (999, pytest.approx(100))
     once = samplers.consistency(gaussian_noise, x, [first, CLEAN], lambda _: z)
     torch.testing.assert_close(once, f(x, first))
@@ -375,7 +377,7 @@ def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
 @pytest.mark.parametrize("calls", [1, 2, 4, 5])
 def test_a_short_consistency_grid_ends_at_one_noise_level_wherever_it_starts(start, calls):
     """Timestep 100, if that is below the start; the levels fall to it from the start."""
-    *levels, clean = samplers.consistency_grid(SCHEDULE.until(start), calls)
+    *levels, clean = grids.consistency_grid(SCHEDULE.until(start), calls)
     timesteps = [level.timestep for level in levels]
     assert clean is CLEAN
     assert len(timesteps) == calls
@@ -412,15 +414,15 @@ def conditional_line(wrap, name="dpm-solver++", steps=20):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_given_part_pulls_the_rest(name):
     steps = min(20, SAMPLERS[name].max_steps)
-    slope, _ = conditional_line(lambda known: samplers.replaced(correlated_noise, known), name, steps)
+    slope, _ = conditional_line(lambda known: predictors.replaced(correlated_noise, known), name, steps)
     assert 0.2 < slope < 0.9
 
 
 def test_zero_guidance_is_replacement_and_the_default_guidance_is_about_right():
-    plain = conditional_line(lambda known: samplers.replaced(correlated_noise, known))
-    none = conditional_line(lambda known: samplers.guided(correlated_noise, known, 0.0))
+    plain = conditional_line(lambda known: predictors.replaced(correlated_noise, known))
+    none = conditional_line(lambda known: predictors.guided(correlated_noise, known, 0.0))
     assert none == pytest.approx(plain, abs=1e-9)
-    slope, spread = conditional_line(lambda known: samplers.guided(correlated_noise, known, GUIDANCE_SCALE))
+    slope, spread = conditional_line(lambda known: predictors.guided(correlated_noise, known, GUIDANCE_SCALE))
     assert slope == pytest.approx(0.8, abs=0.06)
     assert spread == pytest.approx(0.3, abs=0.03)
     assert plain[0] < 0.5
@@ -430,7 +432,7 @@ def test_zero_guidance_is_replacement_and_the_default_guidance_is_about_right():
 def test_guidance_does_not_depend_on_how_many_elements_there_are(copies):
     """A clip of independent copies of one pair is guided as the pair is, in any batch."""
     x = torch.tensor([[0.4, -0.3], [1.0, 0.2]], dtype=torch.float64).repeat_interleave(copies, 1)
-    point = samplers.points(SCHEDULE, torch.tensor([300.0]))[0]
+    point = grids.points(SCHEDULE, torch.tensor([300.0]))[0]
 
     def copied(x, point):
         return (
@@ -441,8 +443,8 @@ def test_guidance_does_not_depend_on_how_many_elements_there_are(copies):
 
     mask = torch.tensor([True, False]).repeat_interleave(copies)
     known = Known(torch.full_like(x, 0.5), mask, torch.zeros_like(x))
-    out = samplers.guided(copied, known, 3.0)(x, point)
-    single = samplers.guided(
+    out = predictors.guided(copied, known, 3.0)(x, point)
+    single = predictors.guided(
         correlated_noise, Known(known.x0[:1, ::copies], mask[::copies], known.noise[:1, ::copies]), 3.0
     )(x[:1, ::copies], point)
     torch.testing.assert_close(out[:1], single.repeat_interleave(copies, 1))
@@ -455,7 +457,7 @@ def test_one_ancestral_step_has_the_reference_s_mean_and_variance(fixtures, clip
     for row, timestep in enumerate(reference["in.t"].tolist()):
         if timestep == 0:
             continue
-        s, t = samplers.points(NoiseSchedule(), torch.tensor([timestep, timestep - 1.0], dtype=torch.float64))
+        s, t = grids.points(NoiseSchedule(), torch.tensor([timestep, timestep - 1.0], dtype=torch.float64))
         for name in ("video", "audio"):
             x = reference[f"q_sample.{name}"][row : row + 1].flatten(1)
             wave = (
@@ -463,7 +465,7 @@ def test_one_ancestral_step_has_the_reference_s_mean_and_variance(fixtures, clip
                 if name == "video"
                 else torch.sin(0.5 * x) * timestep / 1000
             )
-            predict = (lambda _, __, wave=wave: wave) if not clip else samplers.clipped(lambda _, __, wave=wave: wave)
+            predict = (lambda _, __, wave=wave: wave) if not clip else predictors.clipped(lambda _, __, wave=wave: wave)
             mean = samplers._ancestral_step(x, predict(x, s), s, t, torch.zeros_like(x))
             spread = samplers._ancestral_step(x, predict(x, s), s, t, torch.ones_like(x)) - mean
             prefix = f"p_mean_variance.FIXED_LARGE.clip{int(clip)}"

@@ -22,7 +22,8 @@ from mgct.data.media import read_clip
 from mgct.data.shards import make_loader
 from mgct.errors import UserError
 from mgct.noise import ClipRandom, NoiseSchedule, add_noise, x0_from_noise
-from mgct.samplers import clipped, ddim
+from mgct.predictors import clipped
+from mgct.samplers import ddim
 from mgct.types import dequantise
 from mgct.upsampler import UpsamplerUNet, ddim_grid, degrade, residual_noise, shrink, upsample, upsampler_loss
 from mgct.upsampler_trainer import UpsamplerTraining

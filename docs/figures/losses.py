@@ -6,7 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from mixture import BLUE, GREEN, GREY, MODES, ORANGE, SCHEDULE, SPREAD, posterior_mean, predict, save, trajectory_end
 
-from mgct.samplers import Point, ddim, points
+from mgct.grids import Point, points
+from mgct.samplers import ddim
 
 LEVEL, LOWER = 400.0, 250.0
 """Timesteps of the level that is shown, and of the one below it to which the ODE steps."""

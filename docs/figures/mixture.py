@@ -11,8 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mgct.grids import Grid, Point, log_snr_grid
 from mgct.noise import NoiseSchedule
-from mgct.samplers import Grid, Point, dpm_solver_pp, log_snr_grid
+from mgct.samplers import dpm_solver_pp
 
 IMAGES = Path(__file__).parent.parent / "images"
 SCHEDULE = NoiseSchedule()

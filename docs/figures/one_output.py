@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from mixture import BLUE, GREY, ORANGE, SCHEDULE, posterior_mean, predict, quantiles, save, trajectory_end, wasserstein
 from torch import Tensor
 
-from mgct.samplers import Grid, Point, ddim, dpm_solver_pp, log_snr_grid, log_snr_grid_to_clean
+from mgct.grids import Grid, Point, log_snr_grid, log_snr_grid_to_clean
+from mgct.samplers import ddim, dpm_solver_pp
 
 LEVELS = 50
 X = torch.linspace(-6, 6, 1201, dtype=torch.float64)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from mixture import BLUE, GREY, ORANGE, SCHEDULE, save
 from torch import Tensor
 
-from mgct.samplers import Point, dpm_solver, log_snr_grid
+from mgct.grids import Point, log_snr_grid
+from mgct.samplers import dpm_solver
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from published_solver import PublishedSolver

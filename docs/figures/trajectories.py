@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from mixture import BLUE, ORANGE, SCHEDULE, density, predict, quantiles, save
 from torch import Tensor
 
-from mgct.samplers import Grid, ddim, dpm_solver_pp, log_snr_grid, log_snr_grid_to_clean, time_grid
+from mgct.grids import Grid, log_snr_grid, log_snr_grid_to_clean, time_grid
+from mgct.samplers import ddim, dpm_solver_pp
 
 FEW = 8
 

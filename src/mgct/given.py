@@ -10,10 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mgct import samplers
 from mgct.errors import UserError
-from mgct.samplers import Known
-from mgct.types import AVSample
+from mgct.predictors import Known
+from mgct.types import AVSample, pack
 
 Method = Literal["replacement", "guided", "mm-diffusion"]
 GUIDANCE_SCALE = 8.0
@@ -31,7 +30,7 @@ class Given:
     Args:
         start: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1], N = 1 (for all clips) or one per clip; F and L
             may be 0, and at most the clip's own.
-        method: ``replacement`` (`mgct.samplers.replaced`), ``guided`` (`mgct.samplers.guided`) or ``mm-diffusion``
+        method: ``replacement`` (`mgct.predictors.replaced`), ``guided`` (`mgct.predictors.guided`) or ``mm-diffusion``
             (`mgct.samplers.guided_ddpm`).
         guidance_scale: strength of ``guided`` and ``mm-diffusion``.
         rows: which of the N each clip has; None: the first has the first, and so on.
@@ -68,8 +67,8 @@ class Given:
             place(self.start.video, shapes.video, 1),
             place(self.start.audio, shapes.audio, 2),
         )
-        mask = samplers.pack(AVSample(video=video_mask, audio=audio_mask))[0].bool()
-        x0 = samplers.pack(AVSample(video=video, audio=audio))
+        mask = pack(AVSample(video=video_mask, audio=audio_mask))[0].bool()
+        x0 = pack(AVSample(video=video, audio=audio))
         return Known(x0.to(noise), mask.to(noise.device), noise)
 
     def check(self, shapes: AVSample, num_clips: int) -> None:

@@ -17,16 +17,17 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from mgct import samplers
+from mgct import grids, predictors, samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
 from mgct.errors import UserError, explain_damage, explain_memory
 from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
 from mgct.gpu import send
 from mgct.graphs import Graphed
+from mgct.grids import Point
 from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
-from mgct.samplers import Point, Predict
-from mgct.types import AVSample, ClipSpec, concatenate
+from mgct.predictors import Predict
+from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
 from mgct.windows import Network, windowed
 
 SCHEDULER_STEPS = 20
@@ -428,16 +429,16 @@ class AVPipeline(DiffusionPipeline):
 
                 def predict(x: Tensor, point: Point, batch: list[int] = batch, made: Iterator[int] = made) -> Tensor:
                     bar.update(len(x))
-                    noise = samplers.pack(network(samplers.unpack(x, shapes), point))
+                    noise = pack(network(unpack(x, shapes), point))
                     if options.on_step is not None:
                         x0 = x0_from_noise(x.detach(), noise.detach(), point.level(x)).clamp(-1, 1)
-                        options.on_step(Step(batch, next(made), self.calls(options), samplers.unpack(x0, shapes)))
+                        options.on_step(Step(batch, next(made), self.calls(options), unpack(x0, shapes)))
                     return noise
 
                 with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
                     x = self._integrate(predict, batch, positions, shapes, options, given)
-                    clips = samplers.unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
+                    clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
                 done = first + len(batch)
                 bar.set_postfix_str(f"{done}/{len(indices)} clips, {done / (time.monotonic() - started):.2f} clips/s")
                 yield batch, clips
@@ -469,16 +470,16 @@ class AVPipeline(DiffusionPipeline):
         if clip_x0 is None:
             clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
         if clip_x0:
-            predict = samplers.clipped(predict)
+            predict = predictors.clipped(predict)
         known = given.known(positions, shapes, x) if given is not None else None
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
-                grid = samplers.integer_grid(schedule, self.calls(options))
+                grid = grids.integer_grid(schedule, self.calls(options))
                 return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.guidance_scale)
             if given.method == "guided":
-                predict = samplers.guided(predict, known, given.guidance_scale)
+                predict = predictors.guided(predict, known, given.guidance_scale)
             else:
-                predict = samplers.replaced(predict, known)
+                predict = predictors.replaced(predict, known)
         if named:
             sampler, steps = samplers.get_sampler(options.sampler, options.steps)
             x = sampler.run(predict, x, schedule, steps, step_noise)
@@ -486,7 +487,7 @@ class AVPipeline(DiffusionPipeline):
             generators = [torch.Generator().manual_seed(derive_seed(options.seed, k, "scheduler")) for k in batch]
             steps = self.calls(options)
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
-        return x if known is None else known.impose(x, samplers.CLEAN)
+        return x if known is None else known.impose(x, grids.CLEAN)
 
     def _schedule(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""

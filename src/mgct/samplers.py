@@ -1,17 +1,7 @@
 """Samplers: from Gaussian noise to a clip by way of the network's noise predictions.
 
-Every sampler is a pure function of one packed tensor x (B, D), which holds both modalities of B clips (`pack`), of a
-*predictor* and of a *grid*:
-
-- a predictor ``predict(x, point) -> ε̂`` is the network at one noise level. Whatever changes what is predicted
-  (clipping of x̂0, a part of the clip that is known, windows over a long clip) wraps a predictor, so it works with
-  every sampler;
-- a grid is the list of noise levels (`Point`) the sampler visits, from noise to clean; each but the last costs one
-  call.
-
-Timesteps are real numbers: a grid uniform in log-SNR does not fall on integers. The network's time embedding is as
-smooth between integers as at them, and what it is told is then the level of its input; rounding costs little and
-truncating, as the reference does, an error of 0.1 to 0.2 % that no number of steps removes (``docs/sampling.md``).
+Every sampler is a pure function of one packed tensor x (B, D), which holds both modalities of B clips
+(`mgct.types.pack`), of a predictor (`mgct.predictors`) and of a grid (`mgct.grids`).
 """
 
 from __future__ import annotations
@@ -22,223 +12,26 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgct.errors import MgctWarning, UserError
-from mgct.noise import (
-    NoiseLevel,
-    NoiseSchedule,
-    add_noise,
-    consistency_coefficients,
-    ddim_step,
-    noise_from_x0,
-    x0_from_noise,
+from mgct.grids import (
+    CLEAN,
+    Grid,
+    Point,
+    consistency_grid,
+    integer_grid,
+    log_snr_grid,
+    log_snr_grid_to_clean,
+    points,
 )
-from mgct.types import AVSample
+from mgct.noise import NoiseSchedule, consistency_coefficients, ddim_step, noise_from_x0, x0_from_noise
+from mgct.predictors import Known, Predict, misfit_gradient
 
-
-class Point(NamedTuple):
-    """One noise level of a grid: the real timestep that the network is told, α and σ.
-
-    ``goal``: the timestep that the prediction there is meant to jump to (`mgct.losses.FlowMap`); None: the denoiser's.
-    """
-
-    timestep: float
-    alpha: float
-    sigma: float
-    goal: float | None = None
-
-    @property
-    def log_snr(self) -> float:
-        """λ = log(α/σ); infinite for a clean clip."""
-        return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
-
-    def level(self, like: Tensor) -> NoiseLevel:
-        """The same level for the functions of `mgct.noise`, (1,) tensors on the device of ``like``."""
-        return NoiseLevel(like.new_tensor([self.alpha]), like.new_tensor([self.sigma]))
-
-
-CLEAN = Point(0.0, 1.0, 0.0)
-Predict = Callable[[Tensor, Point], Tensor]
 Noise = Callable[[int], Tensor]
-Grid = list[Point]
-
-
-# ---------------------------------------------------------------------------------------------- packing
-
-
-def pack(clips: AVSample) -> Tensor:
-    """Video (B, F, C, H, W) and audio (B, C, L) side by side as one tensor (B, D); inverse of `unpack`."""
-    return torch.cat([clips.video.flatten(1), clips.audio.flatten(1)], 1)
-
-
-def unpack(x: Tensor, shapes: AVSample) -> AVSample:
-    """Video and audio of packed clips x (B, D); ``shapes`` holds the shape of one clip of each modality."""
-    video_length = math.prod(shapes.video)
-    parts = AVSample(video=x[:, :video_length], audio=x[:, video_length:])
-    return parts.map(lambda part, shape: part.reshape(len(x), *shape), shapes)
-
-
-# ---------------------------------------------------------------------------------------------- grids
-
-
-def points(schedule: NoiseSchedule, timesteps: Tensor) -> Grid:
-    """The noise levels at real timesteps (n,)."""
-    alpha, sigma = schedule.level(timesteps)
-    return [Point(*values) for values in zip(timesteps.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
-
-
-def time_grid(schedule: NoiseSchedule, count: int) -> Grid:
-    """``count`` points from the noisiest timestep T-1 to 0, uniform in the timestep."""
-    return points(schedule, torch.linspace(schedule.num_timesteps - 1, 0, count, dtype=torch.float64))
-
-
-def log_snr_grid(schedule: NoiseSchedule, count: int) -> Grid:
-    """``count`` points from the noisiest timestep T-1 to 0, uniform in λ = log(α/σ)."""
-    first, last = schedule.log_snr(torch.tensor([schedule.num_timesteps - 1.0, 0.0])).tolist()
-    timesteps = schedule.timestep_at(torch.linspace(first, last, count, dtype=torch.float64))
-    timesteps[0] = schedule.num_timesteps - 1
-    return points(schedule, timesteps)
-
-
-def integer_grid(schedule: NoiseSchedule, count: int) -> Grid:
-    """``count`` integer timesteps, evenly spaced over [0, T-1], then the clean end: for DDPM and DDIM.
-
-    Unlike diffusers' "leading" spacing it always starts at T-1, the level that pure noise stands for.
-    """
-    timesteps = torch.linspace(schedule.num_timesteps - 1, 0, count, dtype=torch.float64).round()
-    return [*points(schedule, timesteps), CLEAN]
-
-
-STABLE_END_CALLS = 10
-"""Up to so many calls a multistep solver's last step is a long one, and of first order."""
-
-
-def log_snr_grid_to_clean(schedule: NoiseSchedule, calls: int) -> Grid:
-    """A grid of ``calls`` points uniform in λ, then the clean end, for multistep solvers.
-
-    Timestep 0 still has noise of σ = 0.01, a hiss at -40 dB, hence the last step to the clean end; it can only be of
-    first order. Up to `STABLE_END_CALLS` it starts at the last point but one of the grid to timestep 0, where no call
-    can be spared, and above from timestep 0 itself; measured in ``docs/sampling.md``.
-    """
-    points = log_snr_grid(schedule, calls + 1)[:-1] if calls <= STABLE_END_CALLS else log_snr_grid(schedule, calls)
-    return [*points, CLEAN]
-
-
-CONSISTENCY_END = NoiseSchedule().log_snr(torch.tensor(100.0)).item()
-"""λ of the last point of a short `consistency_grid`: timestep 100 of the default schedule, wherever sampling starts."""
-
-
-SHORTEST_CONSISTENCY = 1.0
-"""Where sampling starts nearer than this (in λ) to `CONSISTENCY_END`, the usual grid is taken."""
-
-
-def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
-    """``calls`` points uniform in λ, then the clean end, for the consistency sampler.
-
-    Up to four calls the last is at `CONSISTENCY_END`, above where `log_snr_grid` of one point more has its last but
-    one; chosen by measurement on trained networks (``docs/sampling.md``).
-    """
-    first, last = schedule.log_snr(torch.tensor(schedule.num_timesteps - 1.0)).item(), CONSISTENCY_END
-    if calls == 1 or calls > 4 or last - first < SHORTEST_CONSISTENCY:
-        return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
-    timesteps = schedule.timestep_at(torch.linspace(first, last, calls, dtype=torch.float64))
-    timesteps[0] = schedule.num_timesteps - 1
-    return [*points(schedule, timesteps), CLEAN]
-
-
-# ---------------------------------------------------------------------------------------------- predictors
-
-
-def clipped(predict: Predict) -> Predict:
-    """The predictor whose x̂0 is clipped to [-1, 1], where every clip lies; ε̂ is derived again from it."""
-
-    def wrapped(x: Tensor, point: Point) -> Tensor:
-        level = point.level(x)
-        x0 = x0_from_noise(x, predict(x, point), level).clamp(-1, 1)
-        return noise_from_x0(x, x0, level)
-
-    return wrapped
-
-
-@dataclass(frozen=True)
-class Known:
-    """A part of the packed clip that is given.
-
-    Args:
-        x0: the clean value, (B, D); ignored where ``mask`` is False.
-        mask: (D,) bool, True where the clip is given.
-        noise: ε, (B, D), the one fixed draw with which the given part is diffused at every level.
-    """
-
-    x0: Tensor
-    mask: Tensor
-    noise: Tensor
-
-    def at(self, point: Point) -> Tensor:
-        """q(y) = α y + σ ε: the given part at a noise level, always with the same ε. Shape (B, D)."""
-        return add_noise(self.x0, self.noise, point.level(self.x0))
-
-    def impose(self, x: Tensor, point: Point) -> Tensor:
-        """x (B, D) with the given part put in at the level of ``point``."""
-        return torch.where(self.mask, self.at(point), x)
-
-
-def replaced(predict: Predict, known: Known) -> Predict:
-    """The replacement method: the network sees the given part at the present level, and there ε̂ is the true noise.
-
-    So an ODE solver carries the given part along its exact path α y + σ ε, whatever its order and grid.
-    """
-
-    def wrapped(x: Tensor, point: Point) -> Tensor:
-        return torch.where(known.mask, known.noise, predict(known.impose(x, point), point))
-
-    return wrapped
-
-
-def _misfit_gradient(x: Tensor, known: Known, residual: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient of the misfit with respect to the part of x that is not given; 0 where it is given.
-
-    misfit_b = mean over the given elements of ``residual(x)``², a (B, D) tensor. The gradient is taken for the inner
-    product mean(u v) over the N_g free elements, G = N_g ∂misfit/∂x: an element's gradient then does not depend on
-    how many elements either part has, nor on the batch.
-    """
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        misfit = (residual(leaf) ** 2)[:, known.mask].mean(1).sum()
-        (gradient,) = torch.autograd.grad(misfit, leaf)
-    return torch.where(known.mask, 0.0, gradient * (~known.mask).sum())
-
-
-def guided(predict: Predict, known: Known, scale: float) -> Predict:
-    """Replacement, and the free part's ε̂ moved so that x̂0 of the given part comes out as given (for any sampler).
-
-    ε̂_g ← ε̂_g + s σ α² G, with G the gradient (see `_misfit_gradient`) of the mean of (x̂0_c - y)² over the given
-    part: the score of a likelihood exp(-s α² misfit), hence of the same strength for every sampler and number of
-    steps. The α² makes up for the 1/α of x̂0 = (x - σ ε̂)/α, which at high noise magnifies the network's errors.
-    ``predict`` must be differentiable; it is called once.
-    """
-
-    def wrapped(x: Tensor, point: Point) -> Tensor:
-        level = point.level(x)
-        noise = torch.empty_like(x)
-
-        def residual(x: Tensor) -> Tensor:
-            predicted = predict(x, point)
-            noise.copy_(predicted.detach())
-            return x0_from_noise(x, predicted, level) - known.x0
-
-        x = known.impose(x, point)
-        gradient = _misfit_gradient(x, known, residual)
-        return torch.where(known.mask, known.noise, noise + scale * point.sigma * point.alpha**2 * gradient)
-
-    return wrapped
-
-
-# ---------------------------------------------------------------------------------------------- samplers
 
 
 def ddpm(predict: Predict, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
@@ -270,8 +63,8 @@ def guided_ddpm(predict: Predict, x: Tensor, grid: Grid, noise: Noise, known: Kn
     """MM-Diffusion's gradient-guided ancestral sampling.
 
     After each ancestral step s → t (not the last) the free part moves by -scale α_s G, G the gradient (see
-    `_misfit_gradient`) of the mean of (x_t^c - q_t(y))² over the given part c, noise included, through the network.
-    Arguments as in `ddpm`.
+    `mgct.predictors.misfit_gradient`) of the mean of (x_t^c - q_t(y))² over the given part c, noise included, through
+    the network. Arguments as in `ddpm`.
     """
     for step, (s, t) in enumerate(pairwise(grid)):
         x, z = known.impose(x, s), noise(step)
@@ -282,7 +75,7 @@ def guided_ddpm(predict: Predict, x: Tensor, grid: Grid, noise: Noise, known: Kn
             return states[0] - known.at(t)
 
         if t.sigma > 0:
-            gradient = _misfit_gradient(x, known, residual)
+            gradient = misfit_gradient(x, known, residual)
             x = states[0].detach() - scale * s.alpha * gradient
         else:
             x = _ancestral_step(x, predict(x, s), s, t, z)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
+from torch import Tensor
 
 from mgct.errors import UserError
 
@@ -112,3 +113,15 @@ def quantise(clips: AVSample) -> AVSample:
         video=((clips.video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8),
         audio=(clips.audio.clamp(-1, 1) * 32768).round().clamp(-32768, 32767).to(torch.int16),
     )
+
+
+def pack(clips: AVSample) -> Tensor:
+    """Video (B, F, C, H, W) and audio (B, C, L) side by side as one tensor (B, D); inverse of `unpack`."""
+    return torch.cat([clips.video.flatten(1), clips.audio.flatten(1)], 1)
+
+
+def unpack(x: Tensor, shapes: AVSample) -> AVSample:
+    """Video and audio of packed clips x (B, D); ``shapes`` holds the shape of one clip of each modality."""
+    video_length = math.prod(shapes.video)
+    parts = AVSample(video=x[:, :video_length], audio=x[:, video_length:])
+    return parts.map(lambda part, shape: part.reshape(len(x), *shape), shapes)

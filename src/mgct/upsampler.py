@@ -21,11 +21,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgct import samplers
+from mgct import grids, predictors, samplers
 from mgct.convert import read_state_dict
 from mgct.errors import UserError, check_loaded, check_numbers, explain_damage, explain_memory
+from mgct.grids import CLEAN, Point
 from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule, derive_seed, per_clip_randn
-from mgct.samplers import CLEAN, Point
 from mgct.types import AVSample
 
 FRACTION_OF_PIXEL = 1 / 255
@@ -297,7 +297,7 @@ def _renamed(state: Mapping[str, Tensor], levels: int, num_res_blocks: int, head
 # ---------------------------------------------------------------------------------------------- sampling
 
 
-def ddim_grid(schedule: NoiseSchedule, steps: int) -> samplers.Grid:
+def ddim_grid(schedule: NoiseSchedule, steps: int) -> grids.Grid:
     """The reference's "ddimN" timesteps, 0, T/N, 2T/N, … from the noisiest to 0, then the clean end.
 
     Raises:
@@ -308,7 +308,7 @@ def ddim_grid(schedule: NoiseSchedule, steps: int) -> samplers.Grid:
             f"upsampling takes a number of steps that divides {schedule.num_timesteps}, got {steps}; try 25"
         )
     stride = schedule.num_timesteps // steps
-    return [*samplers.points(schedule, torch.arange(0, schedule.num_timesteps, stride).flip(0)), CLEAN]
+    return [*grids.points(schedule, torch.arange(0, schedule.num_timesteps, stride).flip(0)), CLEAN]
 
 
 @torch.no_grad()
@@ -361,7 +361,7 @@ def upsample(
                 return unet(x.to(unet.dtype), small.to(unet.dtype), timestep)[:, :3].float()
 
             with explain_memory("images_at_once", images_at_once):
-                large = samplers.ddim(samplers.clipped(predict), noise.repeat(len(small), 1, 1, 1), grid)
+                large = samplers.ddim(predictors.clipped(predict), noise.repeat(len(small), 1, 1, 1), grid)
             video[row, first : first + images_at_once] = large.cpu()
     return AVSample(video=video, audio=clips.audio.cpu())
 

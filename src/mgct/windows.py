@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mgct.samplers import Point
+from mgct.grids import Point
 from mgct.types import AVSample, ClipSpec
 
 Network = Callable[[AVSample, Point], AVSample]
