@@ -1,23 +1,27 @@
 """Put a trained model into the package: `mgct sample NAME`, `AVPipeline.from_pretrained("NAME")`.
 
-    python experiments/bundle.py micro landscape baseline CARD.json
+    python experiments/bundle.py landscape-micro CARD.json --task micro landscape mgct-map --start_timestep 850
+    python experiments/bundle.py landscape CARD.json --run runs/landscape --start_timestep 850
 
-The weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, in half precision, and are kept in the package
-alone from then on; the model is called as its world. CARD.json is a metric card of its samples, as `mgct evaluate` and `mgct reproduce` write them: its numbers go
-into the model's card. Only what was trained on nothing but the procedural worlds may be bundled under this licence.
+A task's weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, and are kept in the package alone from then
+on; a run's are those of its ``model``, in half precision. CARD.json is a metric card of its samples, as `mgct evaluate`
+and `mgct reproduce` write them: its numbers go into the model's card. Only what was trained on nothing but the
+procedural worlds may be bundled under this licence.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import PLAN, ROOT, Task, without_paths
+import yaml
+from run import PLAN, ROOT, Task, device, without_paths
 
 from mgct import AVPipeline, __version__
 from mgct.bundled import FOLDER
@@ -27,39 +31,81 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
+SHOWN = ("experiment", "init", "data", "clip", "model", "train", "transfer", "consistency", "balance", "noise_weight")
+"""What a model's card shows of a configuration."""
 
 
-def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
-    """Copy the packed model and write its card."""
-    card = MetricCard.load(card_path)
+def of_task(task: Task) -> tuple[Path, dict[str, Any]]:
+    """The saved model of a task, and what its card says of the training."""
     parts = [task, *([task.parent] if task.parent else [])]
-    seconds = sum(piece["seconds"] for part in parts for piece in part.progress().pieces)
-    devices = {piece["device"] for part in parts for piece in part.progress().pieces}
-    steps = sum(part.progress().steps for part in parts)
+    pieces = [piece for part in parts for piece in part.progress().pieces]
     clips = sum(part.progress().steps * part.progress().batch_size for part in parts)
-    different = PLAN["sizes"][task.size].get("clips", clips)
-    pipe: Any = AVPipeline.from_pretrained(task.model, dtype=torch.float16)
     config = task.config()
-    how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
-    kind = ("map" if config["model"].get("target_time") else 2) if "consistency" in config else 1
+    return task.model, {
+        "data": config["data"],
+        "step": sum(part.progress().steps for part in parts),
+        "stage": 2 if "consistency" in config else 1,
+        "settings": {"experiment": f"{task.size}/{task.world}/{task.role}", "train": config["train"]},
+        "cost": cost(
+            clips,
+            PLAN["sizes"][task.size].get("clips", clips),
+            sum(piece["seconds"] for piece in pieces),
+            {piece["device"] for piece in pieces},
+        ),
+    }
+
+
+def of_run(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The saved model of a run of `mgct train` on a world without end, made here, and what its card says."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    done = json.loads((run / "model" / "training.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    batch, every = config["train"]["batch_size"], config["train"]["log_every"]
+    clips = done["step"] * batch
+    return run / "model", {
+        "data": config["data"],
+        "began_from": config["init"],
+        "step": done["step"],
+        "stage": done["stage"],
+        "settings": {name: config[name] for name in SHOWN if name in config},
+        "cost": cost(clips, clips, sum(every * batch / row["clips_per_s"] for row in rows), {device()}),
+    }
+
+
+def cost(clips: int, different: int, seconds: float, devices: set[str]) -> str:
+    """What a training took, in words."""
+    where = " and ".join(sorted(devices))
+    return f"{clips:,} clips, {different:,} of them different, {seconds / 60:.0f} minutes on {where}"
+
+
+def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, start_timestep: int | None) -> Path:
+    """Copy a saved model in half precision, with its card.
+
+    Args:
+        name: what it is called from then on.
+        model: its folder.
+        training: what `ModelFacts` has of its training.
+        card_path: the metric card of its samples.
+        start_timestep: the noise level that it is best sampled from.
+    """
+    card = MetricCard.load(card_path)
+    pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
+    kind = "map" if pipe.unet.config["target_time"] else training["stage"]
     pipe.register_to_config(recommended=RECOMMENDED[kind], start_timestep=start_timestep)
+    how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     facts = ModelFacts(
-        name=f"{task.world} ({task.size})",
+        name=name,
         clip=pipe.clip,
         parameters=count_parameters(pipe.unet),
         recommended=RECOMMENDED[kind],
-        data=config["data"],
-        step=steps,
-        stage=2 if "consistency" in config else 1,
-        settings={"experiment": f"{task.size}/{task.world}/{task.role}", "train": config["train"]},
         metrics={f"{value.name}, {how}": value.value for value in card.values},
         licence="Apache-2.0",
         version=__version__,
-        address=task.world,
+        address=name,
         start_timestep=start_timestep,
-        cost=f"{clips:,} clips, {different:,} of them different, {seconds / 60:.0f} minutes on {' and '.join(sorted(devices))}",
+        **training,
     )
-    folder, draft = FOLDER / task.world, FOLDER / f".{task.world}.draft"
+    folder, draft = FOLDER / name, FOLDER / f".{name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     pipe.save_pretrained(draft)
     without_paths(draft)
@@ -68,26 +114,25 @@ def bundle(task: Task, card_path: Path, start_timestep: int | None) -> Path:
     if size > LARGEST_BYTES:
         shutil.rmtree(draft)
         raise SystemExit(f"{folder} would have {size / 1e6:.1f} MB; at most {LARGEST_BYTES / 1e6:.0f} may be bundled")
-    give_back(task.world)
+    give_back(name)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    keep_once(task)
     return folder
 
 
-def give_back(world: str) -> None:
-    """Let the task whose weights only the package has keep them itself."""
-    for size, role in itertools.product(PLAN["sizes"], PLAN["models"]):
+def give_back(name: str) -> None:
+    """Let the task whose weights only the package has, under that name, keep them itself."""
+    for size, world, role in itertools.product(PLAN["sizes"], PLAN["worlds"], PLAN["models"]):
         task = Task(size, world, role, ROOT / "runs" / "evidence")
         progress = task.progress()
-        if progress.bundled:
-            shutil.copytree(FOLDER / world, task.packed, dirs_exist_ok=True)
-            replace(progress, bundled=False).save(task.packed)
+        if progress.bundled == name:
+            shutil.copytree(FOLDER / name, task.packed, dirs_exist_ok=True)
+            replace(progress, bundled="").save(task.packed)
 
 
-def keep_once(task: Task) -> None:
-    """Leave the weights to the package."""
-    replace(task.progress(), bundled=True).save(task.packed)
+def keep_once(task: Task, name: str) -> None:
+    """Leave a task's weights to the package."""
+    replace(task.progress(), bundled=name).save(task.packed)
     for path in task.packed.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -98,14 +143,18 @@ def keep_once(task: Task) -> None:
 def main() -> None:
     """Read the options and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=list(PLAN["sizes"]))
-    parser.add_argument("world", choices=PLAN["worlds"])
-    parser.add_argument("role", choices=list(PLAN["models"]))
+    parser.add_argument("name")
     parser.add_argument("card", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--task", nargs=3, metavar=("SIZE", "WORLD", "ROLE"))
+    source.add_argument("--run", type=Path)
     parser.add_argument("--start_timestep", type=int, help="the noise level that it is best sampled from")
     options = parser.parse_args()
-    task = Task(options.size, options.world, options.role, ROOT / "runs" / "evidence")
-    print(bundle(task, options.card, options.start_timestep))
+    task = Task(*options.task, ROOT / "runs" / "evidence") if options.task else None
+    model, training = of_task(task) if task else of_run(options.run)
+    print(bundle(options.name, model, training, options.card, options.start_timestep))
+    if task:
+        keep_once(task, options.name)
 
 
 if __name__ == "__main__":

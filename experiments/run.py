@@ -65,7 +65,7 @@ class Progress:
         batch_size: clips a step.
         run_from: the step at which the present run folder began.
         pieces: how they were done.
-        bundled: the weights are those of the package's model of this world, and are not kept twice.
+        bundled: the package's model that has these weights, which are not kept twice; empty: none.
         variant: what was trained, out of benchmarks/variants.py; empty where that was not noted yet.
     """
 
@@ -74,7 +74,7 @@ class Progress:
     steps: int = 0
     run_from: int = 0
     pieces: list[dict[str, Any]] = field(default_factory=list)
-    bundled: bool = False
+    bundled: str = ""
     variant: str = ""
 
     def save(self, folder: Path) -> None:
@@ -111,7 +111,8 @@ class Task:
     @property
     def model(self) -> Path:
         """The saved model."""
-        return FOLDER / self.world if self.progress().bundled else self.packed
+        bundled = self.progress().bundled
+        return FOLDER / bundled if bundled else self.packed
 
     @property
     def parent(self) -> Task | None:
@@ -206,13 +207,7 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     model, draft = task.run / "model", task.packed.with_name(f".{task.role}.draft")
     done = before.run_from + json.loads((model / "training.json").read_text())["step"]
     rows = [json.loads(line) for line in (task.run / "metrics.jsonl").read_text().splitlines()]
-    threads = torch.get_num_threads()
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{threads} {platform.machine()} thread" + "s" * (threads > 1)
-    )
-    piece = Piece(done - before.steps, round(seconds, 1), device, rows[-1]["loss"] if rows else None)
+    piece = Piece(done - before.steps, round(seconds, 1), device(), rows[-1]["loss"] if rows else None)
     pieces = [*before.pieces, asdict(piece)]
     progress = Progress(before.of, before.batch_size, done, before.run_from, pieces, variant=before.variant)
     shutil.rmtree(draft, ignore_errors=True)
@@ -223,6 +218,16 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     shutil.rmtree(task.packed, ignore_errors=True)
     draft.rename(task.packed)
     return progress
+
+
+def device() -> str:
+    """What a training here runs on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} {platform.machine()} thread" + "s" * (threads > 1)
 
 
 def without_paths(folder: Path) -> None:

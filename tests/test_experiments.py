@@ -6,8 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mgct import AVPipeline
+from mgct import AVPipeline, cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,7 +133,13 @@ def test_a_bundled_model_is_what_was_packed_and_is_kept_once(run, tmp_path, monk
     weights = (first.packed / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     card = next((ROOT / "experiments").rglob("stage1--dpm-solver-20--*.json"))
 
-    folder = bundle.bundle(first, card, 700)
+    def put(name, task, start_timestep):
+        folder = bundle.bundle(name, *bundle.of_task(task), card, start_timestep)
+        bundle.keep_once(task, name)
+        return folder
+
+    folder = put("dancers", first, 700)
+    assert folder.name == "dancers"
     index = json.loads((folder / "model_index.json").read_text())
     assert index["start_timestep"] == 700
     assert "sde-dpm-solver++" in index["recommended"]
@@ -142,7 +149,27 @@ def test_a_bundled_model_is_what_was_packed_and_is_kept_once(run, tmp_path, monk
     assert first.model == folder
 
     run.train_piece(then, 5, [])  # from the package's model
-    bundle.bundle(then, card, None)
+    put("dancers", then, None)
     assert then.model == folder
     assert (first.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     assert first.model == first.packed
+
+
+def test_the_model_of_a_run_is_bundled_with_what_it_began_from(run, tmp_path, monkeypatch):
+    import bundle
+
+    for module in (run, bundle):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "models")
+    config = ["--config", str(ROOT / "configs" / "finetune.yaml"), "--data", "world:dance"]
+    small = ["--train.steps", "2", "--train.batch_size", "2", "--train.log_every", "1"]
+    assert cli.main(["train", *config, *small, "--out", str(tmp_path / "run")]) == 0
+    card = next((ROOT / "experiments").rglob("stage1--dpm-solver-20--*.json"))
+
+    folder = bundle.bundle("tuned", *bundle.of_run(tmp_path / "run"), card, 850)
+    weights = (AVPipeline.from_pretrained(path).unet.state_dict() for path in (tmp_path / "run" / "model", folder))
+    for exact, half in zip(*(part.values() for part in weights), strict=True):
+        torch.testing.assert_close(exact, half.float(), atol=1e-3, rtol=1e-3)
+    text = (folder / "README.md").read_text()
+    for words in ("Began from the weights of `landscape", "world:dance", "Steps: 2", "4 clips, 4 of them different"):
+        assert words in text
+    assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.*"))
