@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := $(VENV)-lowest
 DEMO := runs/demo
 DEMO_TRAIN := runs/demo-train
 
-.PHONY: demo demo-train test test-slow test-weights test-web bench docs lint format clean
+.PHONY: demo demo-train test test-lowest test-slow test-weights test-web bench docs lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,12 @@ test: $(READY)  ## the whole suite, under 10 minutes on 2 cores
 test-slow: $(READY)  ## what takes minutes, or fetches weights
 	$(BIN)/python -m pytest -m slow
 
+test-lowest:  ## the suite with the lowest versions that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest -n 2
+
 test-weights: $(READY)  ## fetches the weights of I3D and SoundNet and tries them, on your videos if MGCT_TEST_CLIPS names a folder of them
 	$(BIN)/mgct weights i3d
 	$(BIN)/mgct weights soundnet
@@ -64,4 +71,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist site src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) runs build dist site src/*.egg-info

@@ -170,6 +170,11 @@ def test_the_model_of_a_run_is_bundled_with_what_it_began_from(run, tmp_path, mo
     for exact, half in zip(*(part.values() for part in weights), strict=True):
         torch.testing.assert_close(exact, half.float(), atol=1e-3, rtol=1e-3)
     text = (folder / "README.md").read_text()
-    for words in ("Began from the weights of `landscape", "world:dance", "Steps: 2", "4 clips, 4 of them different"):
+    for words in (
+        "Began from the weights of `landscape-micro`",
+        "world:dance",
+        "Steps: 2",
+        "4 clips, 4 of them different",
+    ):
         assert words in text
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.*"))

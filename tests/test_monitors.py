@@ -12,6 +12,7 @@ from mgct.held_out import HeldOutLoss
 from mgct.losses import ClipLoss
 from mgct.monitors import RUNNING_METRIC, Monitors, MonitorSettings, band_means, reference_clips
 from mgct.trainer import Trainer
+from mgct.types import quantise
 from tests.test_trainer import batches, trainer
 
 CLIP = ClipSpec(4, 10.0, 8, 160)
@@ -40,6 +41,18 @@ def watched(tmp_path_factory):
     settings = (plain.unet, plain.objective, batches, plain.settings, run, {}, export, plain.accelerator)
     Trainer(*settings, EVERYTHING, monitors).fit()
     return run
+
+
+def test_what_is_watched_is_sampled_from_the_model_s_own_noise_level(tmp_path):
+    plain = trainer(tmp_path)
+    made = {
+        start: Monitors(EVERYTHING, CLIP, "world:landscape", tmp_path, plain.accelerator, start)._sample(plain.ema, 2)
+        for start in (None, 700)
+    }
+    for start, clips in made.items():
+        expected = AVPipeline(plain.ema, CLIP, start_timestep=start)(num_clips=2, steps=2, progress=False)
+        assert torch.equal(clips.video, quantise(expected).video)
+    assert not torch.equal(made[None].video, made[700].video)
 
 
 def test_a_watched_run_ends_in_the_same_weights(watched, tmp_path):

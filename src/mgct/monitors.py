@@ -112,15 +112,23 @@ class Monitors:
         data: what is trained on.
         run: the run folder; sheets go to ``RUN/samples``.
         accelerator: the processes.
+        start_timestep: the noise level that the model is sampled from; None: the schedule's last.
 
     Raises:
         UserError: real clips are needed and cannot be had from the data.
     """
 
     def __init__(
-        self, settings: MonitorSettings, clip: ClipSpec, data: str, run: Path, accelerator: Accelerator
+        self,
+        settings: MonitorSettings,
+        clip: ClipSpec,
+        data: str,
+        run: Path,
+        accelerator: Accelerator,
+        start_timestep: int | None = None,
     ) -> None:
         self.settings, self.clip, self.run, self.accelerator = settings, clip, run, accelerator
+        self.start_timestep = start_timestep
         self.best: float | None = None
         self._metric: RunningMetric | None = None
         self._real: ClipSource | None = None
@@ -178,7 +186,7 @@ class Monitors:
         share = math.ceil(count / processes)
         first = share * self.accelerator.process_index
         # every process makes as many, so that with FSDP all take part in every network call
-        clips = AVPipeline(network, self.clip)(
+        clips = AVPipeline(network, self.clip, start_timestep=self.start_timestep)(
             indices=range(first, first + share),
             steps=settings.sample_steps,
             sampler=settings.sampler,

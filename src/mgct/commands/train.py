@@ -153,7 +153,7 @@ def train(
         _replace_folder(pipe, folder, facts)
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
-    monitors = Monitors(monitor, clip, data, out, accelerator)
+    monitors = Monitors(monitor, clip, data, out, accelerator, start_timestep)
     with (
         run_folder(out, config_yaml, "mgct train")
         if accelerator.is_main_process and not find_batch_size

@@ -66,7 +66,7 @@ class Draws:
     def normal(self, name: str, *shape: int) -> Tensor:
         """(B, *shape) float32 of mean 0 and variance 1: a sum of four uniforms (bell-shaped within ±3.5)."""
         bits = self.bits(name, *shape)
-        parts = [(_logical_shift(bits, 16 * k) & 0xFFFF).to(torch.float32) for k in range(4)]
+        parts = [(bits >> 16 * k & 0xFFFF).to(torch.float32) for k in range(4)]
         return (parts[0] + parts[1] + parts[2] + parts[3]) * (2.0**-16 * math.sqrt(3)) - 2 * math.sqrt(3)
 
     def integers(self, name: str, count: int, *shape: int) -> Tensor:
