@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Interpolation
 from numpy.typing import NDArray
 
@@ -32,12 +33,10 @@ def display_transform(frame: Any) -> tuple[int, bool]:
     Raises:
         MediaError: the matrix turns by something else than a multiple of 90 degrees.
     """
-    for side in frame.side_data:
-        if side.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d, *_ = (value / 65536 for value in np.frombuffer(bytes(side), dtype=np.int32))
-            break
-    else:
+    side = frame.side_data.get(Type.DISPLAYMATRIX)
+    if side is None:
         return 0, False
+    a, b, _, c, d, *_ = (value / 65536 for value in np.frombuffer(bytes(side), dtype=np.int32))
     scale = math.sqrt(abs(a * d - b * c)) or 1.0
     matrix = tuple(round(value / scale, 2) for value in (a, b, c, d))
     turns = {(1, 0, 0, 1): 0, (0, -1, 1, 0): 1, (-1, 0, 0, -1): 2, (0, 1, -1, 0): 3}

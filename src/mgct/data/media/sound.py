@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
 from mgct.data.media.error import MediaError
@@ -35,16 +36,16 @@ def check_rate_hz(rate_hz: int) -> None:
 def mono(frame: Any) -> NDArray[np.float32]:
     """The mean over an audio frame's channels as float32 in [-1, 1], shape (samples,).
 
-    The planes are read one by one: with eight channels or more PyAV's own ``to_ndarray`` reads one too many.
+    The planes are made one by one: of a frame of eight, PyAV's own ``planes`` and ``to_ndarray`` take one too many.
     """
     channels = frame.layout.nb_channels
     if channels > _MOST_CHANNELS:
         raise MediaError("unsupported", f"its sound has {channels} channels; at most {_MOST_CHANNELS} are read")
     dtype = np.dtype(_SAMPLE_TYPES[frame.format.name.removesuffix("p")])
     if frame.format.is_planar:
-        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes[:channels]])
+        array = np.stack([_plane(frame, channel, dtype, frame.samples) for channel in range(channels)])
     else:
-        array = np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels).T
+        array = _plane(frame, 0, dtype, frame.samples * channels).reshape(-1, channels).T
     if dtype == np.uint8:
         scaled = (array.astype(np.float64) - 128) / 128
     elif np.issubdtype(dtype, np.integer):
@@ -52,6 +53,12 @@ def mono(frame: Any) -> NDArray[np.float32]:
     else:
         scaled = array.astype(np.float64)
     return scaled.mean(0).astype(np.float32)
+
+
+def _plane(frame: Any, index: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The values of one plane of an audio frame, (count,)."""
+    plane: Any = AudioPlane(frame, index)
+    return np.frombuffer(plane, dtype, count)
 
 
 class MonoFilter:

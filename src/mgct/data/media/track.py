@@ -50,6 +50,10 @@ def decoder_version() -> str:
     return "-".join((av.__version__, *libraries))
 
 
+_TEXT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Texts in a file that are not UTF-8 are no reason to refuse it; PyAV 19 takes them without being told."""
+
+
 @lru_cache(maxsize=1)
 def _container_options() -> dict[str, str]:
     """Demuxer options: no protocol, no format that refers to other files, enough probing for late streams."""
@@ -72,7 +76,7 @@ def open_media(path: Path) -> Iterator[Any]:
             if os.fstat(handle.fileno()).st_size == 0:
                 raise MediaError("unreadable", "the file is empty (0 bytes)")
             try:
-                container = av.open(handle, "r", metadata_errors="replace", options=_container_options())
+                container = av.open(handle, "r", options=_container_options(), **_TEXT)
             except (av.error.FFmpegError, ValueError, UnicodeError) as error:
                 raise MediaError("unreadable", f"FFmpeg cannot open it ({words(error)})") from error
             with container:
