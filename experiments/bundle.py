@@ -31,8 +31,8 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
-SHOWN = ("experiment", "init", "data", "clip", "model", "train", "transfer", "consistency", "balance", "noise_weight")
-"""What a model's card shows of a configuration."""
+SHOWN = {1: ("train", "noise_weight"), 2: ("train", "noise_weight", "transfer", "consistency", "balance")}
+"""What a model's card shows of the configuration of its run, by stage."""
 
 
 def of_task(task: Task) -> tuple[Path, dict[str, Any]]:
@@ -67,7 +67,7 @@ def of_run(run: Path) -> tuple[Path, dict[str, Any]]:
         "began_from": config["init"],
         "step": done["step"],
         "stage": done["stage"],
-        "settings": {name: config[name] for name in SHOWN if name in config},
+        "settings": {name: config[name] for name in SHOWN[done["stage"]]},
         "cost": cost(clips, clips, sum(every * batch / row["clips_per_s"] for row in rows), {device()}),
     }
 

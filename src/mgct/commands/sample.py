@@ -73,8 +73,8 @@ def sample(
     `mgct sample` alone is `mgct sample landscape clips`.
 
     Args:
-        model: a run folder made by `mgct train`, a saved model's folder, or a model that comes with mgct: landscape or
-            dance.
+        model: a run folder made by `mgct train`, a saved model's folder, or a model that comes with mgct: landscape,
+            dance or landscape-micro.
         out: folder of the clips, made if need be.
         num: how many clips; 8 if not given, or one for each file of a folder that is given.
         sampler: ddpm, ddim, dpm-solver, dpm-solver++, sde-dpm-solver++, unipc, consistency or map.
