@@ -25,14 +25,14 @@ _FIXED = 2.0**20
 def _to_spectrum(signal: Tensor) -> Tensor:
     """The real Fourier transform of each row (B, L)."""
     # FFT libraries split a lone row differently from several, which changes its last bits: never pass one alone.
-    return torch.fft.rfft(signal) if len(signal) > 1 else torch.fft.rfft(signal.expand(2, -1))[:1]
+    return torch.fft.rfft(signal) if len(signal) > 1 else torch.fft.rfft(signal.repeat(2, 1))[:1]
 
 
 def _from_spectrum(spectrum: Tensor, samples: int) -> Tensor:
     """The inverse of `_to_spectrum`."""
     if len(spectrum) > 1:
         return torch.fft.irfft(spectrum, n=samples)
-    return torch.fft.irfft(spectrum.expand(2, -1), n=samples)[:1]
+    return torch.fft.irfft(spectrum.repeat(2, 1), n=samples)[:1]
 
 
 class Tape:
