@@ -450,7 +450,7 @@ def test_inspect_names_the_facts(facts):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("late.mp4", "sound starts 0.47"),
+        ("late.mp4", r"sound starts 0\.47[67] s after"),
         ("mute.mp4", "no audio"),
         ("radio.mp4", "no video"),
         ("silent.mp4", "silent"),
@@ -468,7 +468,7 @@ def test_inspect_names_the_facts(facts):
     ],
 )
 def test_inspect_says_what_is_wrong(facts, name, problem):
-    assert any(problem in found for found in facts[name].problems)
+    assert any(re.search(problem, found) for found in facts[name].problems)
 
 
 @pytest.mark.parametrize("fps", [24, 30, Fraction(30000, 1001)])
@@ -498,7 +498,7 @@ def test_inspect_prints_every_file_and_counts_what_is_wrong(facts):
     entries = list(facts.values())
     table = inspection.as_table(entries)
     assert all(name in table for name in facts)
-    assert "+0.47" in table
+    assert re.search(r"\+0\.47[67] s", table)  # by PyAV 18 and 19
     summary = inspection.as_summary(entries)
     assert f"{len(entries)} files" in summary
     assert "x no audio" in summary
