@@ -16,7 +16,7 @@ import torch
 from start_level import measure
 from torch import Tensor
 
-from mgct import grids, predictors, samplers
+from mgct import grids, samplers
 from mgct.noise import NoiseSchedule
 
 Spacing = Callable[[NoiseSchedule, Tensor, Tensor], Tensor]
@@ -53,16 +53,14 @@ WAYS: dict[str, tuple[Spacing, float]] = {
 def sampler_of(spacing: Spacing, eta: float) -> samplers.Sampler:
     """`sde-dpm-solver++` on another grid, or with another η."""
 
-    def run(
-        predict: predictors.Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: samplers.Noise
-    ) -> Tensor:
+    def grid(schedule: NoiseSchedule, steps: int) -> grids.Grid:
         usual = grids.log_snr_grid_to_clean(schedule, steps)
         ends = torch.tensor([usual[0].timestep, usual[-2].timestep], dtype=torch.float64)
         timesteps = spacing(schedule, ends, torch.linspace(0, 1, steps, dtype=torch.float64))
         timesteps[0] = ends[0]
-        return samplers.dpm_solver_pp(predict, x, [*grids.points(schedule, timesteps), grids.CLEAN], noise, eta)
+        return [*grids.points(schedule, timesteps), grids.CLEAN]
 
-    return samplers.Sampler(run, 1, 1000, 12)
+    return samplers.Sampler(partial(samplers.dpm_solver_pp, eta=eta), grid, 1000, 12)
 
 
 def main() -> None:

@@ -356,21 +356,38 @@ def test_clipping_changes_nothing_inside_the_range_and_bounds_x0_outside():
         torch.testing.assert_close((x - point.sigma * bound) / point.alpha, torch.ones_like(x))
 
 
-def test_consistency_sampler_is_the_consistency_function_and_fresh_noise():
+def consistency_jump(x, point):
+    """f(x, t) of the Gaussian problem."""
+    c_skip, c_out = (c.item() for c in consistency_coefficients(torch.tensor([point.timestep])))
+    return c_skip * x + c_out * (x - point.sigma * gaussian_noise(x, point)) / point.alpha
+
+
+def test_consistency_sampling_is_the_consistency_function_and_fresh_noise():
     """f(x, T-1) for one call; f(α f(x, T-1) + σ z, t) for two."""
     generator = torch.Generator().manual_seed(0)
     x, z = torch.randn(2, 4, 2, dtype=torch.float64, generator=generator)
-
-    def f(x, point):
-        c_skip, c_out = (c.item() for c in consistency_coefficients(torch.tensor([point.timestep])))
-        return c_skip * x + c_out * (x - point.sigma * gaussian_noise(x, point)) / point.alpha
-
     first, second, _ = grid = grids.consistency_grid(SCHEDULE, 2)
     assert (first.timestep, second.timestep) == (999, pytest.approx(100))
     once = samplers.consistency(gaussian_noise, x, [first, CLEAN], lambda _: z)
-    torch.testing.assert_close(once, f(x, first))
+    torch.testing.assert_close(once, consistency_jump(x, first))
     twice = samplers.consistency(gaussian_noise, x, grid, lambda _: z)
-    torch.testing.assert_close(twice, f(second.alpha * once + second.sigma * z, second))
+    torch.testing.assert_close(twice, consistency_jump(second.alpha * once + second.sigma * z, second))
+
+
+def test_the_consistency_sampler_goes_back_by_the_noise_that_its_jump_implies():
+    """f(α f(x, T-1) + σ ε̂, t), ε̂ = (x - α_T f(x, T-1)) / σ_T, and no noise drawn."""
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, second, _ = grids.consistency_grid(SCHEDULE, 2)
+    once = consistency_jump(x, first)
+    implied = (x - first.alpha * once) / first.sigma
+    twice = SAMPLERS["consistency"].run(gaussian_noise, x, SCHEDULE, 2, lambda _: pytest.fail("drew noise"))
+    torch.testing.assert_close(twice, consistency_jump(second.alpha * once + second.sigma * implied, second))
+
+
+@pytest.mark.parametrize("solver", [samplers.ddim, samplers.dpm_solver_pp])
+def test_the_sde_without_its_noise_is_refused(solver):
+    with pytest.raises(ValueError, match="eta=1 needs noise"):
+        solver(gaussian_noise, torch.zeros(1, 2, dtype=torch.float64), grids.integer_grid(SCHEDULE, 3), eta=1.0)
 
 
 @pytest.mark.parametrize("start", [999, 850, 300, 120, 101, 100, 30])

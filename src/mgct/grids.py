@@ -38,9 +38,6 @@ class Point(NamedTuple):
 
 
 CLEAN = Point(0.0, 1.0, 0.0)
-
-
-CLEAN = Point(0.0, 1.0, 0.0)
 Grid = list[Point]
 
 
@@ -95,6 +92,11 @@ SHORTEST_CONSISTENCY = 1.0
 """Where sampling starts nearer than this (in λ) to `CONSISTENCY_END`, the usual grid is taken."""
 
 
+def map_grid(schedule: NoiseSchedule, calls: int) -> Grid:
+    """A grid of ``calls`` points uniform in λ, then the clean end, for jumps: as far as may be at every call."""
+    return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
+
+
 def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
     """``calls`` points uniform in λ, then the clean end, for the consistency sampler.
 
@@ -103,7 +105,7 @@ def consistency_grid(schedule: NoiseSchedule, calls: int) -> Grid:
     """
     first, last = schedule.log_snr(torch.tensor(schedule.num_timesteps - 1.0)).item(), CONSISTENCY_END
     if calls == 1 or calls > 4 or last - first < SHORTEST_CONSISTENCY:
-        return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
+        return map_grid(schedule, calls)
     timesteps = schedule.timestep_at(torch.linspace(first, last, calls, dtype=torch.float64))
     timesteps[0] = schedule.num_timesteps - 1
     return [*points(schedule, timesteps), CLEAN]

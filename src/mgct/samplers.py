@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from mgct.errors import MgctWarning, UserError
 from mgct.grids import (
-    CLEAN,
     Grid,
     Point,
     consistency_grid,
     integer_grid,
     log_snr_grid,
     log_snr_grid_to_clean,
+    map_grid,
     points,
 )
 from mgct.noise import NoiseSchedule, consistency_coefficients, ddim_step, noise_from_x0, x0_from_noise
@@ -87,15 +88,22 @@ def ddim(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None = None, et
 
     Arguments as in `ddpm`; ``noise`` is needed for η > 0 only.
     """
+    _check_noise(noise, eta)
     for step, (s, t) in enumerate(pairwise(grid)):
         predicted = predict(x, s)
-        if eta == 0 or noise is None:
+        if noise is None or eta == 0:
             x = ddim_step(x, predicted, s.level(x), t.level(x))
             continue
         spread = eta * (t.sigma / s.sigma) * math.sqrt(1 - (s.alpha / t.alpha) ** 2)
         x0 = x0_from_noise(x, predicted, s.level(x))
         x = t.alpha * x0 + math.sqrt(t.sigma**2 - spread**2) * predicted + spread * noise(step)
     return x
+
+
+def _check_noise(noise: Noise | None, eta: float) -> None:
+    """Refuse the drift of an SDE without its noise."""
+    if eta > 0 and noise is None:
+        raise ValueError(f"eta={eta:g} needs noise: give a function of the step that draws it, or eta=0")
 
 
 def singlestep_orders(calls: int) -> list[int]:
@@ -128,17 +136,18 @@ def dpm_solver(predict: Predict, x: Tensor, grid: Grid) -> Tensor:
         start += order
         at_s = predict(x, s)
         slope: Tensor | float = 0.0
-
-        def step_to(to: Point, x: Tensor, at_s: Tensor, slope: Tensor | float, s: Point, order: int) -> Tensor:
-            h = to.log_snr - s.log_snr
-            second = math.expm1(h) * h / 2 if order == 2 else math.expm1(h) - h
-            return (to.alpha / s.alpha) * x - to.sigma * (math.expm1(h) * at_s + second * slope)
-
         for point in between:
-            state = step_to(point, x, at_s, slope, s, order)
+            state = _singlestep(x, at_s, slope, s, point, order)
             slope = (predict(state, point) - at_s) / (point.log_snr - s.log_snr)
-        x = step_to(t, x, at_s, slope, s, order)
+        x = _singlestep(x, at_s, slope, s, t, order)
     return x
+
+
+def _singlestep(x: Tensor, at_s: Tensor, slope: Tensor | float, s: Point, t: Point, order: int) -> Tensor:
+    """From x at point s to point t, as `dpm_solver` has it."""
+    h = t.log_snr - s.log_snr
+    second = math.expm1(h) * h / 2 if order == 2 else math.expm1(h) - h
+    return (t.alpha / s.alpha) * x - t.sigma * (math.expm1(h) * at_s + second * slope)
 
 
 def dpm_solver_pp(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None = None, eta: float = 0.0) -> Tensor:
@@ -151,6 +160,7 @@ def dpm_solver_pp(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None =
 
     Arguments as in `ddpm`; ``noise`` is needed for η > 0 only. The last point may be clean.
     """
+    _check_noise(noise, eta)
     before: Tensor | None = None
     h_before = 0.0
     for step, (s, t) in enumerate(pairwise(grid)):
@@ -167,19 +177,19 @@ def dpm_solver_pp(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None =
     return x
 
 
-def consistency(predict: Predict, x: Tensor, grid: Grid, noise: Noise, renoise: bool = True) -> Tensor:
+def consistency(predict: Predict, x: Tensor, grid: Grid, noise: Noise | None = None) -> Tensor:
     """Consistency sampling (Song et al. 2023, Algorithm 1) of f_θ(x, t) = c_skip(t) x + c_out(t) x̂0 (Eq. 7).
 
-    Each call jumps to the end; every call but the last then goes back to the next point: by fresh noise, as in that
-    algorithm, or with ``renoise`` False by the ε̂ that x and f imply. Arguments as in `ddpm`; the grid's last point is
-    only an end mark.
+    Each call jumps to the end; every call but the last then goes back to the next point: by fresh ``noise``, as in that
+    algorithm, or without it by the ε̂ that x and f imply. Arguments as in `ddpm`; the grid's last point is only an end
+    mark.
     """
     for step, (s, t) in enumerate(pairwise(grid)):
         c_skip, c_out = (float(c) for c in consistency_coefficients(torch.tensor([s.timestep])))
         end = c_skip * x + c_out * x0_from_noise(x, predict(x, s), s.level(x))
         if step == len(grid) - 2:
             return end
-        back = noise(step) if renoise else noise_from_x0(x, end, s.level(x))
+        back = noise_from_x0(x, end, s.level(x)) if noise is None else noise(step)
         x = t.alpha * end + t.sigma * back
     return x
 
@@ -263,63 +273,40 @@ class Sampler:
     """A named sampler with everything chosen.
 
     Args:
-        run: ``(predict, x, schedule, steps, noise) -> clips``, all packed; makes exactly ``steps`` network calls.
-        min_steps: fewest network calls.
-        max_steps: most network calls.
+        solve: ``(predict, x, grid, noise) -> clips``, all packed; one network call for each interval of the grid.
+        grid: ``(schedule, steps) -> grid`` of ``steps`` intervals.
+        max_steps: most network calls; the fewest are one.
         default_steps: network calls when none are asked for.
         clip: whether x̂0 is clipped to [-1, 1] unless asked otherwise.
         jumps: whether it needs a network with a second time input.
     """
 
-    run: Callable[[Predict, Tensor, NoiseSchedule, int, Noise], Tensor]
-    min_steps: int
+    solve: Callable[[Predict, Tensor, Grid, Noise], Tensor]
+    grid: Callable[[NoiseSchedule, int], Grid]
     max_steps: int
     default_steps: int
     clip: bool = True
     jumps: bool = False
 
-
-def _run_ddpm(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
-    return ddpm(predict, x, integer_grid(schedule, steps), noise)
-
-
-def _run_ddim(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
-    return ddim(predict, x, integer_grid(schedule, steps))
+    def run(self, predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
+        """Packed clips (B, D) from noise x (B, D), in exactly ``steps`` network calls."""
+        return self.solve(predict, x, self.grid(schedule, steps), noise)
 
 
-def _run_dpm_solver(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
-    return dpm_solver(predict, x, log_snr_grid(schedule, steps + 1))
-
-
-def _run_dpm_solver_pp(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
-    return dpm_solver_pp(predict, x, log_snr_grid_to_clean(schedule, steps))
-
-
-def _run_sde_dpm_solver_pp(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
-    return dpm_solver_pp(predict, x, log_snr_grid_to_clean(schedule, steps), noise, eta=1.0)
-
-
-def _run_unipc(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
-    return unipc(predict, x, log_snr_grid_to_clean(schedule, steps))
-
-
-def _run_consistency(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
-    return consistency(predict, x, consistency_grid(schedule, steps), noise, renoise=False)
-
-
-def _run_flow_map(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, _: Noise) -> Tensor:
-    return flow_map(predict, x, [*log_snr_grid(schedule, steps + 1)[:-1], CLEAN])
+def _ode(solver: Callable[[Predict, Tensor, Grid], Tensor]) -> Callable[[Predict, Tensor, Grid, Noise], Tensor]:
+    """A solver that needs no noise, as the table has them."""
+    return lambda predict, x, grid, _: solver(predict, x, grid)
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(_run_ddpm, 1, 1000, 1000),
-    "ddim": Sampler(_run_ddim, 1, 1000, 50),
-    "dpm-solver": Sampler(_run_dpm_solver, 1, 1000, 20, clip=False),
-    "dpm-solver++": Sampler(_run_dpm_solver_pp, 1, 1000, 12),
-    "sde-dpm-solver++": Sampler(_run_sde_dpm_solver_pp, 1, 1000, 12),
-    "unipc": Sampler(_run_unipc, 1, 1000, 12),
-    "consistency": Sampler(_run_consistency, 1, 8, 4),
-    "map": Sampler(_run_flow_map, 1, 1000, 4, jumps=True),
+    "ddpm": Sampler(ddpm, integer_grid, 1000, 1000),
+    "ddim": Sampler(_ode(ddim), integer_grid, 1000, 50),
+    "dpm-solver": Sampler(_ode(dpm_solver), lambda schedule, n: log_snr_grid(schedule, n + 1), 1000, 20, clip=False),
+    "dpm-solver++": Sampler(_ode(dpm_solver_pp), log_snr_grid_to_clean, 1000, 12),
+    "sde-dpm-solver++": Sampler(partial(dpm_solver_pp, eta=1.0), log_snr_grid_to_clean, 1000, 12),
+    "unipc": Sampler(_ode(unipc), log_snr_grid_to_clean, 1000, 12),
+    "consistency": Sampler(_ode(consistency), consistency_grid, 8, 4),
+    "map": Sampler(_ode(flow_map), map_grid, 1000, 4, jumps=True),
 }
 NAMES = ", ".join(SAMPLERS)
 DEFAULT = "sde-dpm-solver++"
@@ -336,8 +323,8 @@ def get_sampler(name: str, steps: int | None = None) -> tuple[Sampler, int]:
         raise UserError(f"unknown sampler {name!r}; choose one of: {NAMES}")
     sampler = SAMPLERS[name]
     steps = sampler.default_steps if steps is None else steps
-    if not isinstance(steps, int) or not sampler.min_steps <= steps <= sampler.max_steps:
-        raise UserError(f"sampler {name!r} takes {sampler.min_steps} to {sampler.max_steps} steps, got {steps!r}")
+    if not isinstance(steps, int) or not 1 <= steps <= sampler.max_steps:
+        raise UserError(f"sampler {name!r} takes 1 to {sampler.max_steps} steps, got {steps!r}")
     return sampler, steps
 
 

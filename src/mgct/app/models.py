@@ -199,7 +199,7 @@ class Models:
         for sampler, facts in SAMPLERS.items():
             if facts.jumps and sampler not in ranges:  # the network has not what it takes
                 continue
-            low, high = ranges.get(sampler, (facts.min_steps, facts.max_steps))
+            low, high = ranges.get(sampler, (1, facts.max_steps))
             default = min(max(facts.default_steps, low), high)
             choices.append(SamplerChoice(sampler, not ranges or sampler in ranges, low, high, default))
         best = [DEFAULT, "dpm-solver++"]
