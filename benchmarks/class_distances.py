@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgct.clip_random import derive_seed
 from mgct.data.worlds import get_world
 from mgct.metrics.distances import RankDeficientWarning
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.evaluate import Extractor, choose
 from mgct.metrics.protocols import get_protocol
 from mgct.metrics.sources import open_source
-from mgct.noise import derive_seed
 from mgct.types import AVSample, quantise
 
 SEED = derive_seed("class distances")

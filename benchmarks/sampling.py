@@ -46,13 +46,13 @@ from torch.nn import functional as F
 
 from mgct import grids, losses, predictors, samplers
 from mgct.checkpoint import read_checkpoint
-from mgct.data.shards import read_all
+from mgct.data.numbered import open_clips
 from mgct.given import Given
 from mgct.grids import Point
 from mgct.noise import NoiseSchedule, x0_from_noise
 from mgct.pipeline import AVPipeline, SamplingOptions
 from mgct.predictors import Predict
-from mgct.types import AVSample, ClipSpec, concatenate, dequantise, pack, unpack
+from mgct.types import AVSample, ClipSpec, concatenate, dequantise, pack, quantise_pixels, unpack
 from mgct.unet import MultimodalUNet
 from mgct.upsampler import UpsamplerUNet, ddim_grid, shrink, upsample
 
@@ -316,8 +316,10 @@ def upsampler_table(run: Path, data: str, count: int, picture: Path | None) -> s
     """An upsampler on test frames of ``data`` against enlarging by interpolation; the frames as a PNG, if wanted."""
     clip = ClipSpec(**read_checkpoint(run).state["config"]["clip"])
     unet = UpsamplerUNet.from_pretrained(run / "model").eval()
-    batches = read_all(data, clip, "test", batch_size=count)
-    large = dequantise(next(iter(batches)).clips).video[:, :1]
+    stored = open_clips(data, clip, "test", seed=0)
+    numbers = range(min(count, len(stored)))
+    nothing = [0] * len(numbers)
+    large = dequantise(stored.batch(numbers, numbers, nothing, [False] * len(numbers)).clips).video[:, :1]
     small = shrink(large[:, 0], unet.config["scale"])
     first = ddim_grid(SCHEDULE, 25)[0]
     noise = torch.randn(large[:, 0].shape, generator=torch.Generator().manual_seed(0))
@@ -337,7 +339,7 @@ def upsampler_table(run: Path, data: str, count: int, picture: Path | None) -> s
         shown = [F.interpolate(small, large.shape[-2:]), made["bilinear interpolation"]]
         shown += [made["upsampler, DDIM in 25 calls"], large[:, 0]]
         rows = [F.pad(images[:8], (1, 1, 1, 1), value=1.0).permute(1, 2, 0, 3).flatten(2) for images in shown]
-        pixels = ((torch.cat(rows, 1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        pixels = quantise_pixels(torch.cat(rows, 1)).permute(1, 2, 0)
         Image.fromarray(pixels.repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()).save(picture, optimize=True)
     return "\n".join(lines)
 

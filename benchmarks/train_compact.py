@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mgct import ClipSpec
+from mgct.clip_random import derive_seed
 from mgct.data.worlds import get_world
 from mgct.metrics import corruptions
 from mgct.metrics.encoders import compact
-from mgct.noise import derive_seed
 from mgct.types import quantise
 
 SPEC = ClipSpec(frames=compact.FRAMES, fps=10.0, size=compact.SIZE, sample_rate_hz=compact.SAMPLE_RATE_HZ)

@@ -22,10 +22,10 @@ from mgct.app.records import Limits, Settings
 from mgct.app.server import check_access, is_loopback
 from mgct.app.studio import Studio
 from mgct.app.training import cards_markdown, facts_markdown, loss_png, stamp
+from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.data.media import probe, read_clip, write_mp4
 from mgct.errors import UserError
-from mgct.noise import derive_seed, per_clip_randn
-from mgct.pipeline import SamplingOptions, Step
+from mgct.sampling_options import SamplingOptions, Step
 from mgct.types import quantise
 
 CLIP = ClipSpec(frames=4, fps=10.0, size=16, sample_rate_hz=2560)

@@ -20,7 +20,7 @@ from mgct.clip_folder import load_clips, sample_to_folder
 from mgct.commands.sample import sample
 from mgct.data.media import AudioReader, VideoReader, read_clip
 from mgct.errors import UserError
-from mgct.pipeline import SamplingOptions
+from mgct.sampling_options import SamplingOptions
 from tests.media_files import write_media
 from tests.test_unet import randomised
 

@@ -4,7 +4,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mgct.errors import UserError
-from mgct.files import locked, write_whole
+from mgct.files import locked, replace_folder, restore_folders, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
@@ -27,6 +27,56 @@ def test_a_file_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_whole(tmp_path / "file" / "x.txt", lambda draft: draft.write_text("x"))
+
+
+def written(text):
+    def write(draft):
+        draft.mkdir()
+        (draft / "weights").write_text(text)
+
+    return write
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    replace_folder(folder, written("first"))
+    replace_folder(folder, written("second"))
+
+    def fail(draft):
+        written("half")(draft)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"model: the model could not be written \(No space left on device\)"):
+        replace_folder(folder, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "weights").read_text() == "second"
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path, monkeypatch):
+    """At the second rename: the old folder is put back at the next start, and kept where the new one is there."""
+    folder = tmp_path / "model"
+    replace_folder(folder, written("first"))
+    rename, calls = type(folder).rename, []
+
+    def killed_at_the_second(path, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(type(folder), "rename", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(folder, written("second"))
+    monkeypatch.undo()
+    assert not folder.exists()
+    restore_folders(tmp_path)
+    assert (folder / "weights").read_text() == "first"
+    written("older")(tmp_path / ".model.old")
+    restore_folders(tmp_path)
+    assert (folder / "weights").read_text() == "first"
+    replace_folder(folder, written("third"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "weights").read_text() == "third"
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mgct import AVPipeline, ClipSpec, graphs, passes, pipeline
+from mgct.clip_random import ClipRandom, DrawnRandom
 from mgct.graphs import Graphed
-from mgct.noise import ClipRandom, DrawnRandom
 from mgct.trainer import Trainer
 from tests.test_trainer import assert_same, distance, final, trainer
 from tests.test_unet import randomised

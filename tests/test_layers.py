@@ -12,7 +12,7 @@ ROOT = Path(mgct.__file__).parent
 LAYERS = [
     {"errors"},
     {"bundled", "graphs", "gpu", "winograd", "recompute"},
-    {"types", "files"},
+    {"types", "files", "clip_random"},
     {"kernels", "norms", "resampling", "attention"},
     {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"data.shards", "data.prepare", "metrics.encoders", "metrics.corruptions"},
     {"layout", "losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate", "held_out"},
-    {"given", "windows"},
+    {"given", "windows", "sampling_options", "stopping"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
     {"guard", "monitors"},
     {"trainer", "clip_folder", "upsampler_trainer"},

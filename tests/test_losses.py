@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgct.clip_random import ClipRandom
 from mgct.errors import UserError
 from mgct.losses import (
     FlowMap,
@@ -19,7 +20,7 @@ from mgct.losses import (
     consistency_loss,
     multimodal_loss,
 )
-from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule
+from mgct.noise import NoiseLevel, NoiseSchedule
 from mgct.stages import (
     MGCT,
     Consistency,

@@ -29,9 +29,9 @@ from mgct.data.media import (
     to_square,
     write_mp4,
 )
+from mgct.data.numbered import open_clips
 from mgct.data.prepare import prepare
 from mgct.data.report import FileReport
-from mgct.data.shards import read_all
 from mgct.errors import UserError
 from mgct.types import AVSample, ClipSpec
 from tests.media_files import CASES, Case, crash_on_three, crawl, report_crash, spin_on_three, write_media
@@ -64,7 +64,9 @@ def awkward(tmp_path_factory):
             with WindowReader(source / file.path, CLIP, stride_frames=1) as reader:
                 starts[file.sha256[:16]] = reader.first_s
     windows: dict[str, dict[float, AVSample]] = {sha: {} for sha in starts}
-    for batch in read_all(str(out), CLIP, "train", batch_size=1):
+    stored = open_clips(str(out), CLIP, "train", seed=0)
+    for index in range(len(stored)):
+        batch = stored.batch([index], [0], [0], [False])
         sha, number = batch.keys[0].split("_")
         windows[sha][starts[sha] + int(number) / CLIP.fps] = batch.clips.map(lambda value: value[0])
     return Prepared(source, events, reports, windows)

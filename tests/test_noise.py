@@ -4,16 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgct.clip_random import ClipRandom, derive_seed, per_clip_randn
 from mgct.noise import (
-    ClipRandom,
     NoiseSchedule,
     add_noise,
     consistency_coefficients,
     consistency_function,
     ddim_step,
-    derive_seed,
     noise_from_x0,
-    per_clip_randn,
     x0_from_noise,
 )
 

@@ -18,8 +18,8 @@ from mgct.errors import UserError
 from mgct.given import Given
 from mgct.grids import Point
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import SamplingOptions
 from mgct.samplers import SAMPLERS
+from mgct.sampling_options import SamplingOptions
 from mgct.types import dequantise, quantise
 from mgct.windows import windowed
 

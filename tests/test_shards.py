@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from mgct.data.batches import ClipBatch
-from mgct.data.media import Window, write_mp4
-from mgct.data.numbered import open_clips
+from mgct.data.media import Window
+from mgct.data.numbered import ENDLESS, open_clips
 from mgct.data.parts import tar_block
-from mgct.data.shards import _Batches, _DrawnAhead, _permutation, _Positioned, count_clips, make_loader, read_all
+from mgct.data.shards import _Batches, _DrawnAhead, _permutation, _Positioned, make_loader
+from mgct.data.streams import decode_sample, expand_urls, stream_samples
 from mgct.errors import UserError
 from mgct.types import ClipSpec
 
@@ -188,19 +189,16 @@ def test_windows_of_longer_clips_are_random_and_cut_together(prepared):
     assert min(starts.values()) > 35
 
 
-def test_read_all_gives_everything_once_in_order(prepared):
-    batches = list(read_all(str(prepared), STORED, "train", batch_size=5))
-    assert [len(batch.keys) for batch in batches] == [5, 5, 5, 5, 2]
-    assert keys(batches) == sorted(keys(batches))
-    for number, video in enumerate(join(batches).clips.video):
+def test_stored_clips_are_read_by_their_numbers(prepared):
+    clips = open_clips(str(prepared), STORED, "train", seed=0)
+    assert len(clips) == COUNT
+    assert len(open_clips(f"{prepared}/train/000000.tar", STORED, "train", seed=0)) == 6
+    numbers = [COUNT - 1, 3, 3, 0]
+    batch = clips.batch(numbers, range(4), [0] * 4, [False] * 4)
+    assert batch.keys == [f"clip_{number:05d}" for number in numbers]
+    assert batch.positions.tolist() == [0, 1, 2, 3]
+    for number, video in zip(numbers, batch.clips.video, strict=True):
         assert torch.equal(video, torch.from_numpy(stored_clip(number).video))
-    assert join(batches).positions.tolist() == list(range(COUNT))
-
-
-def test_count_clips(prepared):
-    assert count_clips(str(prepared), STORED) == COUNT
-    assert count_clips(f"{prepared}/train/000000.tar", STORED) == 6
-    assert count_clips("pipe:cat x.tar", STORED) is None
 
 
 # ----------------------------------------------------------------------------------------------- streams
@@ -216,9 +214,11 @@ def sources(prepared: Path, served: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("kind", "count"), [("http", COUNT), ("pipes", COUNT), ("one pipe", 6)])
 def test_a_stream_is_read_once_in_order(prepared, served, kind, count):
-    batches = list(read_all(sources(prepared, served)[kind], STORED, batch_size=4))
-    assert keys(batches) == [f"clip_{number:05d}" for number in range(count)]
-    assert torch.equal(batches[0].clips.video[1], torch.from_numpy(stored_clip(1).video))
+    samples = list(stream_samples(expand_urls(sources(prepared, served)[kind])))
+    assert [sample["__key__"] for sample in samples] == [f"clip_{number:05d}" for number in range(count)]
+    video, audio = decode_sample(samples[1], STORED)
+    assert np.array_equal(video, stored_clip(1).video)
+    assert np.array_equal(audio, stored_clip(1).audio)
 
 
 @pytest.mark.parametrize("kind", ["http", "pipes"])
@@ -283,9 +283,9 @@ def test_a_busy_server_is_asked_again(prepared, monkeypatch):
         ("127.0.0.1", 0), functools.partial(Busy, directory=prepared / "train")
     ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        batches = list(read_all(f"http://127.0.0.1:{server.server_address[1]}/000000.tar", STORED))
+        samples = list(stream_samples([f"http://127.0.0.1:{server.server_address[1]}/000000.tar"]))
         server.shutdown()
-    assert len(keys(batches)) == 6
+    assert len(samples) == 6
     assert len(asked) == 3
 
 
@@ -322,27 +322,16 @@ def test_a_world_is_drawn_by_position(num_workers):
 
 def test_a_counted_world_is_one_set_in_any_order_and_its_splits_are_apart():
     clip = ClipSpec(frames=2, fps=10, size=8, sample_rate_hz=2000)
-    test = list(read_all("world:dance:5", clip, "test", batch_size=2))
-    train = take(5, "world:dance:5", clip, batch_size=1)
-    assert [len(batch.keys) for batch in test] == [2, 2, 1]
-    assert set(keys(train)) == set(keys(list(read_all("world:dance:5", clip, "train"))))
-    assert not set(keys(train)) & set(keys(test))
-    assert count_clips("world:dance:5", clip) == 5
-    assert count_clips("world:dance", clip) is None
-
-
-def test_a_folder_of_plain_videos_is_read_for_evaluation(tmp_path):
-    clip = ClipSpec(frames=6, fps=10, size=16, sample_rate_hz=8000)
-    for name in ("b.mp4", "a.mp4"):
-        tone = (torch.sin(torch.arange(4800) / 5) * 9000).to(torch.int16)[None]
-        write_mp4(tmp_path / name, torch.full((6, 3, 16, 16), 90, dtype=torch.uint8), tone, fps=10, sample_rate_hz=8000)
-    (tmp_path / "notes.txt").write_text("seeds")
-    batches = list(read_all(str(tmp_path), clip))
-    assert keys(batches) == ["a.mp4", "b.mp4"]
-    assert batches[0].clips.video.shape == (2, *clip.video_shape)
-    (tmp_path / "c.mp4").touch()
-    with pytest.raises(UserError, match=r"c\.mp4 cannot be used \(unreadable"):
-        list(read_all(str(tmp_path), clip))
+    sets = {}
+    for split in ("train", "test"):
+        clips = open_clips("world:dance:5", clip, split, seed=7)  # of a counted world the seed changes nothing
+        assert len(clips) == 5
+        sets[split] = set(clips.batch(range(5), range(5), [0] * 5, [False] * 5).keys)
+    assert set(keys(take(5, "world:dance:5", clip, batch_size=1))) == sets["train"]
+    assert set(keys(take(5, "world:dance:5", clip, batch_size=1, split="test"))) == sets["test"]
+    assert len(sets["train"]) == len(sets["test"]) == 5
+    assert not sets["train"] & sets["test"]
+    assert len(open_clips("world:dance", clip, "train", seed=0)) == ENDLESS
 
 
 # ----------------------------------------------------------------------------------------------- refusals
@@ -465,11 +454,6 @@ def test_an_empty_split_and_a_wrong_one_are_named(prepared):
 def test_an_order_beyond_memory_is_one_line():
     with pytest.raises(UserError, match="does not fit into memory"):
         _permutation(2**44, 0, 0)
-
-
-def test_an_endless_world_cannot_be_read_to_its_end():
-    with pytest.raises(UserError, match="world:dance:2048"):
-        next(read_all("world:dance", STORED))
 
 
 def test_impossible_layouts_are_refused(prepared):

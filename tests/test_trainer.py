@@ -91,7 +91,7 @@ def test_a_stopped_and_resumed_run_ends_as_the_undisturbed_one(undisturbed, tmp_
     def loader(start):
         for batch in batches(start):
             yield batch
-            first.stop_requested = first.step + 1 >= stop_after
+            first.stopping.requested = first.step + 1 >= stop_after
 
     first.loader = loader
     first.fit()
@@ -247,7 +247,7 @@ def test_what_is_learned_of_the_balance_is_trained_saved_and_resumed(tmp_path):
     whole = balanced(tmp_path / "whole")
     whole.fit()
     first = balanced(tmp_path / "parts")
-    first.loader = lambda start: (setattr(first, "stop_requested", first.step >= 4) or b for b in batches(start))
+    first.loader = lambda start: (setattr(first.stopping, "requested", first.step >= 4) or b for b in batches(start))
     first.fit()
     second = balanced(tmp_path / "parts")
     second.load(read_checkpoint(tmp_path / "parts"))

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from mgct import AVPipeline, AVSample, ClipSpec, cli
 from mgct.checkpoint import read_checkpoint, read_metrics
 from mgct.clip_folder import load_clips
+from mgct.clip_random import ClipRandom
 from mgct.data.media import read_clip
 from mgct.data.shards import make_loader
 from mgct.errors import UserError
-from mgct.noise import ClipRandom, NoiseSchedule, add_noise, x0_from_noise
+from mgct.noise import NoiseSchedule, add_noise, x0_from_noise
 from mgct.predictors import clipped
 from mgct.samplers import ddim
 from mgct.types import dequantise

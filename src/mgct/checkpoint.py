@@ -74,6 +74,11 @@ class Checkpoint:
             raise UserError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error
 
 
+def as_json(values: Any) -> Any:
+    """The same values as a checkpoint's ``state.json`` gives them back."""
+    return json.loads(json.dumps(values))
+
+
 def write_checkpoint(
     run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:

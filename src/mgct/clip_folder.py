@@ -20,7 +20,8 @@ from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.given import Given
 from mgct.metrics.sources import read_record
-from mgct.pipeline import AVPipeline, SamplingOptions
+from mgct.pipeline import AVPipeline
+from mgct.sampling_options import SamplingOptions
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise, quantise
 
 Format = Literal["mp4", "safetensors"]
@@ -206,7 +207,7 @@ def _record(
         "model": fingerprint(pipe.unet),
         "clip": asdict(pipe.clip),
         "sampler": sampler if isinstance(sampler, str) else f"{type(sampler).__name__} {dict(sampler.config)}",
-        "steps": pipe.calls(options),
+        "steps": options.calls,
         "seed": options.seed,
         "clip_x0": options.clip_x0,
         "window_shift": options.window_shift,

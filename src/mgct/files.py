@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,36 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(NotADirectoryError):  # as the error above says
             draft.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a folder beside ``folder``, then put it in its place; what it fails at leaves what was there.
+
+    Between the two renames nothing is at ``folder``: `restore_folders` puts back what a kill left there.
+
+    Raises:
+        UserError: it cannot be written; the message says why.
+    """
+    draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        write(draft)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(f"{folder}: the model could not be written ({error.strerror or error})") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folders(parent: Path) -> None:
+    """Put back the folders in ``parent`` that were being replaced when a process was killed."""
+    for old in parent.glob(".*.old"):
+        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not folder.exists():
+            old.rename(folder)
 
 
 @contextmanager

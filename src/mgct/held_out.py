@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.data.index import SPLITS
 from mgct.errors import UserError
 from mgct.losses import multimodal_loss
 from mgct.metrics.sources import StoredSource, is_endless
-from mgct.noise import NoiseSchedule, derive_seed
+from mgct.noise import NoiseSchedule
 from mgct.types import AVSample, ClipSpec, dequantise
 
 
@@ -58,11 +59,7 @@ class HeldOutLoss:
 
 def _noise(like: Tensor, modality: str, numbers: range) -> Tensor:
     """Standard normal noise of each clip's own."""
-    rows = [
-        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(derive_seed("held out", modality, number)))
-        for number in numbers
-    ]
-    return torch.stack(rows)
+    return per_clip_randn(like.shape[1:], [derive_seed("held out", modality, number) for number in numbers])
 
 
 def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None:

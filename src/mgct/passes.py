@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mgct.clip_random import ClipRandom, DrawnRandom
 from mgct.graphs import Graphed
 from mgct.losses import ClipLoss
-from mgct.noise import ClipRandom, DrawnRandom
 from mgct.types import AVSample
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,82 +20,17 @@ from tqdm import tqdm
 from mgct import grids, predictors, samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
 from mgct.bundled import bundled_models
+from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError, explain_damage, explain_memory
 from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
 from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.grids import Point
-from mgct.noise import NoiseSchedule, derive_seed, per_clip_randn, x0_from_noise
+from mgct.noise import NoiseSchedule, x0_from_noise
 from mgct.predictors import Predict
+from mgct.sampling_options import SamplingOptions, Step
 from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
 from mgct.windows import Network, windowed
-
-SCHEDULER_STEPS = 20
-"""Steps for a scheduler object of diffusers when none are asked for."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A network call that was made while sampling.
-
-    Args:
-        indices: the clips of the batch.
-        call: its number within the batch, from 1.
-        calls: calls in all for the batch; in windows, each counts once however many windows it has.
-        clips: the network's idea of the clean clips, x̂0 = (x - σ ε̂) / α clipped to [-1, 1], on its device.
-    """
-
-    indices: list[int]
-    call: int
-    calls: int
-    clips: AVSample
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """What every way of sampling takes.
-
-    Args:
-        steps: network calls per clip; None: the sampler's default.
-        sampler: a name out of `mgct.samplers.SAMPLERS`, or a scheduler object of diffusers.
-        seed: any integer. The noise that sampling starts from is the same on every device; what some samplers draw at
-            each step is drawn where the network is, and a GPU's is another than a CPU's.
-        batch_size: clips in memory at once; it changes speed and memory, not the clips.
-        clip_x0: whether x̂0 is clipped to [-1, 1]; None: as the sampler has it.
-        window_shift: fixed shifts of the attention windows instead of drawn ones (see `MultimodalUNet`).
-        progress: show a progress bar.
-        on_step: called after every network call; an exception that it raises ends the sampling.
-        variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
-            noise, at the start and at each step, is that clip's, mixed with some of its own.
-        variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own.
-        start_timestep: the noisiest level, where pure noise is put in; None: the model's own, or T-1 where it has none.
-            Above about 700 a network that was trained for little mistakes noise for a scene, and the clip comes out in
-            too strong colours and with a noisy sound; starting lower leaves these levels out (``docs/sampling.md``
-            measures it).
-    """
-
-    steps: int | None = None
-    sampler: str | Any = samplers.DEFAULT
-    seed: int = 0
-    batch_size: int = 8
-    clip_x0: bool | None = None
-    window_shift: int | Sequence[int] | None = None
-    progress: bool = True
-    on_step: Callable[[Step], None] | None = None
-    variation_of: Sequence[int] = ()
-    variation: float = 0.4
-    start_timestep: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.start_timestep is not None:
-            if self.start_timestep < 1:
-                raise UserError(f"start_timestep must be at least 1, got {self.start_timestep}")
-            if not isinstance(self.sampler, str):
-                raise UserError("start_timestep goes with the samplers named here, not with a scheduler of diffusers")
-        if not 0 < self.variation <= 1:
-            raise UserError(f"variation must lie in (0, 1], got {self.variation}")
 
 
 class AVPipeline(DiffusionPipeline):
@@ -386,7 +321,7 @@ class AVPipeline(DiffusionPipeline):
         self._schedule(options)
         if isinstance(options.sampler, str):
             self._check_sampler(options)
-            samplers.warn_if_not_recommended(self.config.recommended, options.sampler, self.calls(options))
+            samplers.warn_if_not_recommended(self.config.recommended, options.sampler, options.calls)
         return self._batches(network, shapes, indices, options, given)
 
     # ------------------------------------------------------------------------------------------ the common path
@@ -401,12 +336,6 @@ class AVPipeline(DiffusionPipeline):
                 f"model.target_time); choose one of: {others}"
             )
 
-    def calls(self, options: SamplingOptions) -> int:
-        """Network calls per clip that ``options`` stand for (steps, for a scheduler object of diffusers)."""
-        if not isinstance(options.sampler, str):
-            return options.steps or SCHEDULER_STEPS
-        return samplers.get_sampler(options.sampler, options.steps)[1]
-
     @torch.no_grad()
     def _batches(
         self,
@@ -419,7 +348,7 @@ class AVPipeline(DiffusionPipeline):
         """The generator behind `stream`."""
         settings = getattr(self, "_progress_bar_config", {})
         quiet = not options.progress or settings.get("disable", False)
-        total = len(indices) * self.calls(options)
+        total = len(indices) * options.calls
         with tqdm(total=total, unit="call", **{**settings, "disable": quiet}) as bar:
             started = time.monotonic()
             for first in range(0, len(indices), options.batch_size):
@@ -432,7 +361,7 @@ class AVPipeline(DiffusionPipeline):
                     noise = pack(network(unpack(x, shapes), point))
                     if options.on_step is not None:
                         x0 = x0_from_noise(x.detach(), noise.detach(), point.level(x)).clamp(-1, 1)
-                        options.on_step(Step(batch, next(made), self.calls(options), unpack(x0, shapes)))
+                        options.on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
                     return noise
 
                 with explain_memory("batch_size", options.batch_size):
@@ -474,7 +403,7 @@ class AVPipeline(DiffusionPipeline):
         known = given.known(positions, shapes, x) if given is not None else None
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
-                grid = grids.integer_grid(schedule, self.calls(options))
+                grid = grids.integer_grid(schedule, options.calls)
                 return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.guidance_scale)
             if given.method == "guided":
                 predict = predictors.guided(predict, known, given.guidance_scale)
@@ -485,7 +414,7 @@ class AVPipeline(DiffusionPipeline):
             x = sampler.run(predict, x, schedule, steps, step_noise)
         else:
             generators = [torch.Generator().manual_seed(derive_seed(options.seed, k, "scheduler")) for k in batch]
-            steps = self.calls(options)
+            steps = options.calls
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
         return x if known is None else known.impose(x, grids.CLEAN)
 
@@ -494,10 +423,8 @@ class AVPipeline(DiffusionPipeline):
         start = self.start_timestep(options)
         if start >= self.schedule.num_timesteps:
             raise UserError(f"start_timestep must be below the schedule's {self.schedule.num_timesteps}, got {start}")
-        if options.start_timestep is not None and self.calls(options) > start:
-            raise UserError(
-                f"{self.calls(options)} steps do not fit below start_timestep={start}; ask for at most that"
-            )
+        if options.start_timestep is not None and options.calls > start:
+            raise UserError(f"{options.calls} steps do not fit below start_timestep={start}; ask for at most that")
         return self.schedule if start == self.schedule.num_timesteps - 1 else self.schedule.until(start)
 
     def start_timestep(self, options: SamplingOptions) -> int:
@@ -509,7 +436,7 @@ class AVPipeline(DiffusionPipeline):
         if options.start_timestep is not None:
             return options.start_timestep
         own = self.config.start_timestep
-        fits = own is not None and isinstance(options.sampler, str) and self.calls(options) <= own
+        fits = own is not None and isinstance(options.sampler, str) and options.calls <= own
         return own if fits else last
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgct.errors import UserError
-from mgct.types import AVSample, ClipSpec
+from mgct.types import AVSample, ClipSpec, quantise_pixels, quantise_sound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,8 +236,8 @@ def animated_sheet(
     """A grid of clips as one video with sound, in the stored form that `mgct.data.media.write_mp4` takes.
 
     ``sequential``: the clips play one after the other, each with its own sound and a bright border, while the others
-        stand
-    at their first frame. ``mixed``: all play at once; the sound is the sum, scaled down only if it would clip.
+        stand at their first frame.
+    ``mixed``: all play at once; the sound is the sum, scaled down only if it would clip.
 
     Args:
         clips: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1].
@@ -254,7 +254,7 @@ def animated_sheet(
     """
     if sound not in ("sequential", "mixed"):
         raise UserError(f"sound must be 'sequential' or 'mixed', got {sound!r}")
-    video = ((clips.video.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    video = quantise_pixels(clips.video.float().cpu())
     audio = clips.audio.float().cpu().clamp(-1, 1)
     count, frames, _, height, width = video.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -278,7 +278,7 @@ def animated_sheet(
         mixed = mixed / mixed.abs().max().clamp(min=1)
     samples = clip.samples_at(len(sheets) * frames)
     mixed = torch.nn.functional.pad(mixed, (0, max(samples - mixed.shape[-1], 0)))[:, :samples]
-    return torch.cat(sheets), (mixed * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    return torch.cat(sheets), quantise_sound(mixed)
 
 
 class Estimate(NamedTuple):

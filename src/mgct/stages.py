@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mgct.clip_random import ClipRandom
 from mgct.errors import UserError
 from mgct.layout import local_parts
 from mgct.losses import (
@@ -28,7 +29,7 @@ from mgct.losses import (
     evaluating,
     multimodal_loss,
 )
-from mgct.noise import ClipRandom, NoiseSchedule
+from mgct.noise import NoiseSchedule
 from mgct.types import AVSample
 
 

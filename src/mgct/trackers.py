@@ -11,8 +11,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mgct.clip_random import derive_seed
 from mgct.errors import UserError
-from mgct.noise import derive_seed
 
 TrackerName = Literal["tensorboard", "wandb"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from mgct.checkpoint import (
     write_checkpoint,
     write_metrics,
 )
+from mgct.clip_random import ClipRandom, derive_seed
 from mgct.data.batches import ClipBatch
 from mgct.errors import UserError, check_numbers
 from mgct.gpu import send
@@ -39,10 +39,10 @@ from mgct.guard import Failure, StepGuard
 from mgct.layout import Layout, Network, Precision, placed_like
 from mgct.losses import ClipLoss
 from mgct.monitors import Monitors, MonitorSettings, band_means
-from mgct.noise import ClipRandom, derive_seed
 from mgct.passes import GraphedPasses
 from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, TargetDecay, average_into, frozen_copy
+from mgct.stopping import Stopping
 from mgct.trackers import Trackers
 from mgct.types import AVSample, dequantise
 
@@ -178,7 +178,7 @@ class Trainer:
         self.trackers: Trackers | None = None
         self.passes = GraphedPasses(self._objective, accelerator.backward, list(self.parameters.values()))
         self.step = 0
-        self.stop_requested = False
+        self.stopping = Stopping(accelerator)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups: plain and sharded tensors may not share one."""
@@ -201,8 +201,8 @@ class Trainer:
         clock, clock_step = time.perf_counter(), self.step
         batches = iter(self.loader(self.step))
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not self.main, dynamic_ncols=True)
-        with bar, self._signals():
-            while self.step < settings.steps and not self._should_stop():
+        with bar, self.stopping:
+            while self.step < settings.steps and not self.stopping.agreed(self.step, settings.log_every):
                 self.means.add(self._train_step(next(batches)))
                 self.step += 1
                 bar.update()
@@ -493,35 +493,6 @@ class Trainer:
                 tqdm.write(line, file=sys.stderr)
 
         return find_micro_batch(attempt, len(batch.keys), say)
-
-    def _should_stop(self) -> bool:
-        """Whether any process was asked to stop; asked of all at the log's rows when there are several."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.step % self.settings.log_every:
-            return False
-        asked = torch.tensor(float(self.stop_requested), device=self.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop after the current step; a second one ends at once."""
-
-        def ask(number: int, _frame: Any) -> None:
-            self.stop_requested = True
-            signal.signal(number, before[signal.Signals(number)])
-            tqdm.write("stopping after this step; the checkpoint follows", end="\n")
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def count_parameters(module: nn.Module) -> int:

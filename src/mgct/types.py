@@ -110,9 +110,19 @@ def dequantise(clips: AVSample) -> AVSample:
 def quantise(clips: AVSample) -> AVSample:
     """Model clips (floats, clipped to [-1, 1]) as stored: uint8 video, int16 audio. Inverse of `dequantise`."""
     return AVSample(
-        video=((clips.video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8),
-        audio=(clips.audio.clamp(-1, 1) * 32768).round().clamp(-32768, 32767).to(torch.int16),
+        video=quantise_pixels(clips.video),
+        audio=quantise_sound(clips.audio),
     )
+
+
+def quantise_pixels(images: Tensor) -> Tensor:
+    """Images or video of any shape, floats clipped to [-1, 1], as uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def quantise_sound(audio: Tensor) -> Tensor:
+    """Sound of any shape, floats clipped to [-1, 1], as int16."""
+    return (audio.clamp(-1, 1) * 32768).round().clamp(-32768, 32767).to(torch.int16)
 
 
 def pack(clips: AVSample) -> Tensor:

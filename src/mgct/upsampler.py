@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgct import grids, predictors, samplers
+from mgct.clip_random import ClipRandom, derive_seed, per_clip_randn
 from mgct.convert import read_state_dict
 from mgct.errors import UserError, check_loaded, check_numbers, explain_damage, explain_memory
 from mgct.grids import CLEAN, Point
-from mgct.noise import ClipRandom, NoiseLevel, NoiseSchedule, derive_seed, per_clip_randn
-from mgct.types import AVSample
+from mgct.noise import NoiseLevel, NoiseSchedule
+from mgct.types import AVSample, quantise_pixels
 
 FRACTION_OF_PIXEL = 1 / 255
 
@@ -454,7 +455,7 @@ def degrade(small: Tensor, random: ClipRandom) -> Tensor:
     spread = torch.where(noisy < 0.5, level * (20 / 127.5), 0.0).to(small.dtype).reshape(-1, 1, 1, 1)
     result = small + spread * random.normal("degrade noise", small.shape[1:])
     for row in (coded < 0.5).nonzero().flatten().tolist():
-        pixels = ((result[row].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        pixels = quantise_pixels(result[row]).permute(1, 2, 0)
         buffer = BytesIO()
         Image.fromarray(pixels.numpy()).save(buffer, "jpeg", quality=round(20 + 60 * quality[row].item()))
         decoded = torch.frombuffer(bytearray(Image.open(buffer).convert("RGB").tobytes()), dtype=torch.uint8)

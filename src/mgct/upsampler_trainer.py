@@ -7,13 +7,10 @@ share a batch does not change the weights (dropout aside).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import shutil
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +27,13 @@ from mgct.checkpoint import (
     write_checkpoint,
     write_metrics,
 )
+from mgct.clip_random import ClipRandom, derive_seed
 from mgct.data.batches import ClipBatch
 from mgct.errors import UserError, check_numbers
-from mgct.noise import ClipRandom, NoiseSchedule, add_noise, derive_seed
+from mgct.files import replace_folder
+from mgct.noise import NoiseSchedule, add_noise
 from mgct.stages import TargetDecay, average_into
+from mgct.stopping import Stopping
 from mgct.types import dequantise
 from mgct.upsampler import UpsamplerUNet, degrade, shrink, upsampler_loss
 
@@ -128,7 +128,7 @@ class UpsamplerTrainer:
         self.step = 0
         self.sums: dict[str, float] = {}
         self.summed = 0
-        self.stop_requested = False
+        self.stopping = Stopping(accelerator)
 
     def fit(self) -> None:
         """Train until ``training.steps``, or until Ctrl-C or SIGTERM; leave a checkpoint and the averaged network.
@@ -142,8 +142,8 @@ class UpsamplerTrainer:
         clock, clock_step = time.perf_counter(), self.step
         batches = iter(self.loader(self.step))
         bar = tqdm(total=self.training.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
-        with bar, self._signals():
-            while self.step < self.training.steps and not self._should_stop():
+        with bar, self.stopping:
+            while self.step < self.training.steps and not self.stopping.agreed(self.step, self.training.log_every):
                 batch = next(batches)
                 values = self._train_step(batch)
                 self.step += 1
@@ -221,21 +221,9 @@ class UpsamplerTrainer:
         path = self.run / "checkpoints" / f"step-{self.step:08d}"
         if self.accelerator.is_main_process:
             path = write_checkpoint(self.run, self.step, parts, state, self.training.keep_checkpoints)
-            self._export()
+            replace_folder(self.run / "model", self.average.save_pretrained)
         self.accelerator.wait_for_everyone()
         return path
-
-    def _export(self) -> None:
-        """Save the averaged network beside ``RUN/model``, then put it in its place."""
-        folder = self.run / "model"
-        draft, old = folder.with_name(".model.draft"), folder.with_name(".model.old")
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.average.save_pretrained(draft)
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: everything is as it was after its step."""
@@ -245,32 +233,3 @@ class UpsamplerTrainer:
         load_optimizer_tensors(self.optimiser, parameters, checkpoint.tensors("optimizer"))
         self.sums, self.summed = dict(checkpoint.state["sums"]), checkpoint.state["summed"]
         self.step = checkpoint.state["step"]
-
-    def _should_stop(self) -> bool:
-        """Whether any process was asked to stop; asked of all at the log's rows when there are several."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.step % self.training.log_every:
-            return False
-        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop after the current step; a second one ends at once."""
-
-        def ask(number: int, _frame: Any) -> None:
-            self.stop_requested = True
-            signal.signal(number, before[signal.Signals(number)])
-            tqdm.write("stopping after this step; the checkpoint follows")
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

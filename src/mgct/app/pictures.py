@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgct import plots
-from mgct.types import AVSample
+from mgct.types import AVSample, quantise_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def animation_webp(clips: AVSample, fps: float) -> bytes:
     """
     from PIL import Image
 
-    video = ((clips.video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    video = quantise_pixels(clips.video.float())
     opaque = torch.cat([video, torch.full_like(video[:, :, :1], 255)], 2)
     gap = max(opaque.shape[-1] // 16, 1)
     strips = torch.nn.functional.pad(opaque, (0, gap)).permute(1, 3, 0, 4, 2).flatten(2, 3).numpy()

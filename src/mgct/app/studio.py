@@ -33,8 +33,9 @@ from mgct.app.records import Cost, Limits, Made, Progress, Settings, file_label
 from mgct.clip_folder import save_clips
 from mgct.errors import UserError
 from mgct.given import Given, Method
-from mgct.pipeline import AVPipeline, SamplingOptions, Step
+from mgct.pipeline import AVPipeline
 from mgct.samplers import get_sampler
+from mgct.sampling_options import SamplingOptions, Step
 from mgct.types import AVSample, ClipSpec, dequantise, quantise
 
 PREVIEWED = 4

@@ -123,9 +123,10 @@ def _check_training() -> str:
     """Two optimiser steps on two procedural clips: the loss is finite and its gradient reaches every parameter."""
     import torch
 
+    from mgct.clip_random import ClipRandom
     from mgct.data.worlds import get_world
     from mgct.losses import multimodal_loss
-    from mgct.noise import ClipRandom, NoiseSchedule
+    from mgct.noise import NoiseSchedule
     from mgct.types import AVSample
 
     unet, clip = _tiny()

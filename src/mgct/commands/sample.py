@@ -20,8 +20,9 @@ from mgct.errors import UserError
 from mgct.given import GUIDANCE_SCALE, Given, Method
 from mgct.layout import start_processes
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import AVPipeline, SamplingOptions
+from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
+from mgct.sampling_options import SamplingOptions
 from mgct.types import AVSample, ClipSpec, dequantise
 from mgct.upsampler import UpsamplerUNet, upsample
 

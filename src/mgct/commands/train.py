@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,17 +14,19 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import Checkpoint, as_json, list_checkpoints, read_checkpoint, run_folder
+from mgct.clip_random import derive_seed
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
+from mgct.files import replace_folder, restore_folders
 from mgct.layout import make_accelerator
 from mgct.losses import NoiseWeights
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
-from mgct.noise import NoiseSchedule, derive_seed
+from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
 from mgct.stages import MGCT, Balance, Consistency, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
@@ -95,7 +96,7 @@ def train(
         raise UserError("train needs --data: a folder made by `mgct prepare`, or world:landscape or world:dance")
     accelerator = make_accelerator(train.precision)
     if accelerator.is_main_process:
-        _restore_exports(out)
+        restore_folders(out)
     found = list_checkpoints(out)
     if found and not resume:
         raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
@@ -134,7 +135,6 @@ def train(
         )
 
     def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
-        folder = out / name
         kind = objective.stage if objective.stage == 1 or not consistency.jump.needs_target_time else "map"
         pipe = AVPipeline(network, clip, RECOMMENDED[kind], start_timestep=start_timestep)
         facts = ModelFacts(
@@ -150,7 +150,13 @@ def train(
             version=__version__,
             start_timestep=start_timestep,
         )
-        _replace_folder(pipe, folder, facts)
+
+        def write(draft: Path) -> None:
+            pipe.save_pretrained(draft)  # type: ignore[attr-defined]
+            (draft / "training.json").write_text(json.dumps({"step": facts.step, "stage": facts.stage}) + "\n")
+            (draft / "README.md").write_text(model_card(facts))
+
+        replace_folder(out / name, write)
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator, start_timestep)
@@ -160,7 +166,7 @@ def train(
         else nullcontext()
     ):
         accelerator.wait_for_everyone()
-        config = {"model": _plain(model), "clip": _plain(vars(clip)), "data": data}
+        config = {"model": as_json(model), "clip": as_json(vars(clip)), "data": data}
         trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
         if checkpoint is not None:
             with _explained(checkpoint):
@@ -188,11 +194,6 @@ def _silent(*_: Any, **__: Any) -> None:
     """Print nothing: what all processes but the first do."""
 
 
-def _plain(values: Any) -> Any:
-    """The same values as JSON gives them back."""
-    return json.loads(json.dumps(values))
-
-
 @contextmanager
 def _explained(checkpoint: Checkpoint) -> Iterator[None]:
     """Say of what a damaged checkpoint lacks that it is damaged."""
@@ -206,7 +207,7 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _check_same_model(before: dict[str, Any], model: dict[str, Any], clip: ClipSpec, out: Path) -> None:
     """Refuse to resume with another network or clip, naming what differs."""
-    for part, now in (("model", _plain(model)), ("clip", _plain(vars(clip)))):
+    for part, now in (("model", as_json(model)), ("clip", as_json(vars(clip)))):
         names = sorted(now.keys() | before[part].keys())
         changed = [f"{part}.{key}" for key in names if now.get(key) != before[part].get(key)]
         if changed:
@@ -220,9 +221,8 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
         load_mm_diffusion(unet, path)
         return
     other = AVPipeline.from_pretrained(find_pipeline(source)).unet
-    different = [
-        key for key in unet.config if not key.startswith("_") and _plain(unet.config[key]) != _plain(other.config[key])
-    ]
+    settings = [key for key in unet.config if not key.startswith("_")]
+    different = [key for key in settings if as_json(unet.config[key]) != as_json(other.config[key])]
     if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time"}:
         named = ", ".join(f"{key} {other.config[key]}, here {unet.config[key]}" for key in sorted(unlike))
         raise UserError(
@@ -240,28 +240,3 @@ def _start_timestep(source: str) -> int | None:
         return json.loads(index.read_text()).get("start_timestep")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{index} is damaged; export or copy the model anew") from error
-
-
-def _replace_folder(pipe: AVPipeline, folder: Path, facts: ModelFacts) -> None:
-    """Save the pipeline beside ``folder``, with ``training.json`` and its card, then put it in its place."""
-    draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        pipe.save_pretrained(draft)  # type: ignore[attr-defined]
-        (draft / "training.json").write_text(json.dumps({"step": facts.step, "stage": facts.stage}) + "\n")
-        (draft / "README.md").write_text(model_card(facts))
-    except OSError as error:
-        raise UserError(f"{folder}: the model could not be written ({error.strerror})") from error
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore_exports(out: Path) -> None:
-    """Put back a model that was being replaced when a run was killed."""
-    for old in out.glob(".*.old"):
-        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-        if not folder.exists():
-            old.rename(folder)

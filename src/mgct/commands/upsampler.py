@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mgct.checkpoint import list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import as_json, list_checkpoints, read_checkpoint, run_folder
+from mgct.clip_random import derive_seed
 from mgct.convert import read_state_dict
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
+from mgct.files import restore_folders
 from mgct.layout import Precision, make_accelerator
-from mgct.noise import NoiseSchedule, derive_seed
+from mgct.noise import NoiseSchedule
 from mgct.types import ClipSpec
 from mgct.upsampler import UpsamplerUNet
 from mgct.upsampler_trainer import UpsamplerTrainer, UpsamplerTraining
@@ -53,14 +55,16 @@ def train_upsampler(
     """
     if not data:
         raise UserError("train-upsampler needs --data: a folder made by `mgct prepare`, or world:landscape")
+    accelerator = _accelerator(precision)
+    if accelerator.is_main_process:
+        restore_folders(out)
     found = list_checkpoints(out)
     if found and not resume:
         raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
     checkpoint = read_checkpoint(out) if resume else None
-    config = json.loads(json.dumps({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data}))
+    config = as_json({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data})
     if checkpoint is not None:
         _check_same_run(checkpoint.state.get("config", {}), config, out)
-    accelerator = _accelerator(precision)
     if train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
@@ -155,13 +159,8 @@ def _load_weights(unet: UpsamplerUNet, source: str) -> None:
     different = [
         key
         for key in unet.config
-        if not key.startswith("_") and key != "dropout" and _plain(unet.config[key]) != _plain(other.config[key])
+        if not key.startswith("_") and key != "dropout" and as_json(unet.config[key]) != as_json(other.config[key])
     ]
     if different:
         raise UserError(f"{source}: its network differs from this one in {', '.join(sorted(different))}")
     unet.load_state_dict(other.state_dict())
-
-
-def _plain(value: Any) -> Any:
-    """The same value as JSON gives it back."""
-    return json.loads(json.dumps(value))

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mgct.clip_random import derive_seed
 from mgct.data.batches import ClipBatch, array_of, check_arrays, spare_frames, stack
 from mgct.data.index import SPLITS, read_index
 from mgct.errors import UserError
 from mgct.gpu import send
-from mgct.noise import derive_seed
 from mgct.types import AVSample, ClipSpec, concatenate, quantise
 
 _OPEN_SHARDS = 64

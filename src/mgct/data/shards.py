@@ -1,4 +1,4 @@
-"""From stored clips, or a procedural world, to batches for training and evaluation.
+"""From stored clips, or a procedural world, to batches for training.
 
 A *source* is a string, one of
 
@@ -26,7 +26,6 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mgct.data.batches import ClipBatch, describe, grouped, stack
-from mgct.data.media import MEDIA_SUFFIXES, MediaError, find_files, read_clip
+from mgct.clip_random import derive_seed
+from mgct.data.batches import ClipBatch, describe, grouped
 from mgct.data.numbered import ENDLESS, Clips, WorldClips, open_clips
-from mgct.data.streams import URL, Layout, Streamed, decode_sample, expand_urls, stream_samples
+from mgct.data.streams import URL, Layout, Streamed, expand_urls
 from mgct.errors import UserError
-from mgct.noise import derive_seed
 from mgct.types import ClipSpec
 
 
@@ -101,67 +99,6 @@ def make_loader(
         clips.device = torch.device(device)
         return _DrawnAhead(clips, dataset, batches)
     return _Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **workers))
-
-
-def read_all(source: str, clip: ClipSpec, split: str = "test", *, batch_size: int = 16) -> Iterator[ClipBatch]:
-    """Every clip of a source once, in its order: for evaluation.
-
-    No mirroring, and of longer stored clips the first window. Besides the sources of the module it takes a folder of
-    plain videos, of which each must give one clip from its start on.
-
-    Args:
-        source: see the module; or a folder of videos.
-        clip: the clips wanted.
-        split: `train` or `test`, where the source has both.
-        batch_size: clips a batch; the last one may be smaller.
-
-    Raises:
-        UserError: as for `make_loader`; a video that cannot be read; an endless world.
-    """
-    if URL.match(source):
-        for group in grouped(enumerate(stream_samples(expand_urls(source))), batch_size):
-            arrays = [(sample["__key__"], *decode_sample(sample, clip)) for _, sample in group]
-            yield stack(arrays, [position for position, _ in group], clip, [0] * len(group), [False] * len(group))
-        return
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "index.json").is_file() and not (folder / ".parts").is_dir():
-        yield from _read_videos(folder, clip, batch_size)
-        return
-    clips = open_clips(source, clip, split, seed=0)
-    if len(clips) == ENDLESS:
-        raise UserError(f"{source} has no end: say how many clips, as in {source}:2048")
-    for group in grouped(range(len(clips)), batch_size):
-        yield clips.batch(group, group, [0] * len(group), [False] * len(group))
-
-
-def _read_videos(folder: Path, clip: ClipSpec, batch_size: int) -> Iterator[ClipBatch]:
-    """The first clip of each video of a folder, decoded here."""
-    names = [name for name in find_files(folder)[0] if name.suffix.lower() in MEDIA_SUFFIXES]
-    if not names:
-        raise UserError(f"there is no video in {folder}: give a folder of videos, or one written by mgct prepare")
-    for group in grouped(enumerate(names), batch_size):
-        arrays = []
-        for _, name in group:
-            try:
-                sample = read_clip(folder / name, clip)
-            except MediaError as error:
-                raise UserError(
-                    f"{folder / name} cannot be used ({error}): remove it, or see mgct inspect {folder}"
-                ) from error
-            arrays.append((str(name), sample.video.numpy(), sample.audio.numpy()))
-        yield stack(arrays, [position for position, _ in group], clip, [0] * len(group), [False] * len(group))
-
-
-def count_clips(source: str, clip: ClipSpec, split: str = "train") -> int | None:
-    """Clips of an epoch; None where that cannot be known (a stream, an endless world).
-
-    Raises:
-        UserError: as for `make_loader`.
-    """
-    if URL.match(source):
-        return None
-    count = len(open_clips(source, clip, split, seed=0))
-    return None if count == ENDLESS else count
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
+from mgct.clip_random import derive_seed
 from mgct.data.batches import ClipBatch, array_of, spare_frames, stack
 from mgct.errors import UserError
-from mgct.noise import derive_seed
 from mgct.types import ClipSpec
 
 _SHUFFLE_BUFFER = 256

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import mgct
+from mgct.clip_random import derive_seed
 from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.metrics import sync
@@ -32,7 +33,6 @@ from mgct.metrics.encoders import Encoder, load_encoder
 from mgct.metrics.protocols import Protocol, get_protocol
 from mgct.metrics.sources import ClipSource, MemorySource
 from mgct.metrics.weights import cache_folder
-from mgct.noise import derive_seed
 from mgct.types import AVSample, ClipSpec
 
 FEATURES_VERSION = 1

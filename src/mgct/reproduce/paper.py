@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mgct.errors import UserError
-from mgct.pipeline import SamplingOptions
 from mgct.samplers import get_sampler
+from mgct.sampling_options import SamplingOptions
 
 PaperData = Literal["aist", "landscape"]
 TableName = Literal["table1", "table2", "table3", "table4"]

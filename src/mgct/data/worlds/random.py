@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from mgct.noise import derive_seed
+from mgct.clip_random import derive_seed
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
