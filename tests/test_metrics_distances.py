@@ -97,6 +97,26 @@ def test_interval_covers_the_mean_value_at_that_number_of_clips(interval) -> Non
     assert all(i.low < i.value < i.high for i in intervals)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+@pytest.mark.parametrize(("interval", "widest"), [(frechet_interval, 1.5), (kernel_interval, 2.0)])
+def test_interval_is_about_as_wide_as_values_of_other_clips_spread(interval, widest, shift) -> None:
+    """Half-width / z against the standard deviation of the value over independent sets of 96 clips, 24 dimensions.
+
+    Repeated clips, as a bootstrap has them, would make the first 1.6 times as wide where nothing is shifted, and fail.
+    """
+    pairs = [(normal(96, 24, 2 * k), normal(96, 24, 2 * k + 1, shift)) for k in range(40)]
+    values = torch.tensor([interval(x, y, draws=2).value for x, y in pairs])
+    found = [interval(x, y, draws=40, confidence=0.9) for x, y in pairs[:8]]
+    half = sum(i.high - i.low for i in found) / len(found) / 2
+    assert 0.7 < half / 1.645 / values.std().item() < widest
+
+
+@pytest.mark.parametrize("interval", [frechet_interval, kernel_interval])
+def test_interval_of_two_clips_is_refused(interval) -> None:
+    with pytest.raises(UserError, match="at least 3 clips a side, got 2"):
+        interval(normal(2, 3, 0), normal(9, 3, 1))
+
+
 def test_intervals_are_the_same_for_the_same_seed() -> None:
     x, y = normal(30, 3, 0), normal(30, 3, 1)
     assert frechet_interval(x, y, draws=10, seed=4) == frechet_interval(x, y, draws=10, seed=4)
@@ -114,7 +134,7 @@ def test_unbiased_kernel_distance_does_not_depend_on_blocks_of_rows() -> None:
 
     x, y = normal(37, 5, 0), normal(53, 5, 1)
     ones = torch.ones(1, 37, dtype=torch.float64), torch.ones(1, 53, dtype=torch.float64)
-    small = distances._weighted_mmd(x, y, *ones, rows=7)
+    small = distances._mmd_of_draws(x, y, *ones, rows=7)
     assert float(small) == pytest.approx(kernel_distance(x, y), rel=1e-12)
 
 

@@ -230,8 +230,8 @@ def test_what_evaluate_cannot_do_is_said_before_measuring(
     monkeypatch.setattr(e, "_measure", lambda *_: pytest.fail("measured"))
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("mine")
-    write_samples(Path("samples"), clips(2, 0))
-    assert main(["evaluate", "samples", "samples", "--num", "2", *options]) == 2
+    write_samples(Path("samples"), clips(3, 0))
+    assert main(["evaluate", "samples", "samples", "--num", "3", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert {str(path) for path in Path().rglob("*")} == {"a-file", "samples", "samples/clips_000000.safetensors"}
@@ -435,13 +435,13 @@ def test_a_card_against_other_clips_is_not_overwritten(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, seed in (("a/real", 0), ("b/real", 1), ("made", 2)):
         Path(name).parent.mkdir(exist_ok=True)
-        write_samples(Path(name), clips(3, seed))
-    for real, num in (("a/real", 3), ("b/real", 3), ("a/real", 3), ("a/real", 2)):
+        write_samples(Path(name), clips(4, seed))
+    for real, num in (("a/real", 4), ("b/real", 4), ("a/real", 4), ("a/real", 3)):
         assert main(["evaluate", real, "made", "--num", str(num)]) == 0
     cards = [MetricCard.load(path) for path in sorted(Path("made").glob("*.json"))]
-    assert [card.real.num for card in cards] == [3, 2, 3]  # …-2 is b's, …-3 that of two clips
+    assert [card.real.num for card in cards] == [4, 3, 4]  # …-2 is b's, …-3 that of three clips
     assert len({card.real.sha256 for card in cards}) == 3
-    assert main(["evaluate", "b/real", "made", "--num", "3", "--out", "made/metrics-compact"]) == 0
+    assert main(["evaluate", "b/real", "made", "--num", "4", "--out", "made/metrics-compact"]) == 0
     assert len(list(Path("made").glob("*.json"))) == 3
 
 
@@ -456,8 +456,8 @@ def test_too_few_clips_are_named_with_what_would_do(tmp_path: Path, monkeypatch:
         e.evaluate(more, few, "compact", num=6)
     with pytest.raises(UserError, match=r"only 4 real ones in world:dance:4 \(its test split\) and 3 generated"):
         e.evaluate(open_source("world:dance:4", SPEC), few, "compact", num=5, split="test")
-    with pytest.raises(UserError, match="at least 2 clips a side"):
-        e.evaluate(more, few, "compact", num=1)
+    with pytest.raises(UserError, match="at least 3 clips a side"):
+        e.evaluate(more, few, "compact", num=2)
 
 
 def test_a_folder_of_mgct_sample_is_read_as_it_was_made(tmp_path: Path) -> None:

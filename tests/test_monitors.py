@@ -112,7 +112,13 @@ def test_a_stream_cannot_be_compared_with():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"samples": 0}, "monitor.samples must be at least 1"), ({"metric_every": -1}, "must not be negative")],
+    [
+        ({"samples": 0}, "monitor.samples must be at least 1"),
+        ({"metric_every": -1}, "must not be negative"),
+        ({"metric_clips": 2}, "monitor.metric_clips must be at least 3, got 2"),
+        ({"sampler": "euler"}, "monitor.sampler, monitor.sample_steps: unknown sampler 'euler'"),
+        ({"sampler": "consistency"}, "'consistency' takes 1 to 8 steps, got 12"),
+    ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):

@@ -440,6 +440,7 @@ def test_bulk_sampling_with_a_given_sound_and_a_finishing_step(pipe, tmp_path):
         (lambda p: p.audio_to_video(torch.rand(1, 256), method="mm-diffusion", **QUIET), "needs sampler 'ddpm'"),
         (lambda p: p.video_to_audio(torch.rand(4, 3, 9, 9), **QUIET), r"this model's is \(4, 3, 8, 8\)"),
         (lambda p: p.extend(p(steps=1, **QUIET), 0.3, **QUIET), "less than the model's own"),
+        (lambda p: p.extend(quantise(p(steps=1, **QUIET)), 1.0, **QUIET), "the clip's video must be floating point"),
         (lambda _: AVPipeline.from_pretrained("/nowhere/at/all"), "not a saved pipeline"),
     ],
 )
@@ -514,3 +515,11 @@ def test_a_model_s_own_start_is_taken_where_it_fits_and_no_other_is_asked_for(pi
 def test_a_start_that_cannot_be_is_refused(pipe, options, words):
     with pytest.raises(UserError, match=words):
         pipe(**options, **QUIET)
+
+
+def test_clips_that_are_not_finite_are_named_and_not_given_out():
+    pipe = AVPipeline(tiny_unet(), CLIP)
+    with torch.no_grad():
+        next(iter(pipe.unet.parameters())).fill_(math.nan)
+    with pytest.raises(UserError, match=r"clips 4, 5 are not finite numbers: the model's weights are damaged"):
+        pipe(steps=1, indices=[4, 5], clip_x0=False, **QUIET)

@@ -188,6 +188,7 @@ def test_shrinking_and_degrading_keep_the_range_and_the_picture():
     changed = (worse - small).abs().flatten(1).amax(1) > 1e-6
     assert 0.5 < changed.float().mean() < 1
     assert (worse - small).abs().mean() < 0.15
+    assert degrade(torch.full((40, 3, 4, 4), 0.98), ClipRandom(range(40))).abs().max() <= 1
     alone = degrade(small[7:9], ClipRandom([7, 8]))
     torch.testing.assert_close(alone, worse[7:9])
 
@@ -395,6 +396,10 @@ def test_a_run_of_another_network_is_not_resumed(trained, tiny_shards, tmp_path,
     arguments = [f"--config={write_config(tmp_path / 'config.yaml')}", f"--data={tiny_shards}", f"--out={trained}"]
     status, err = run(capsys, "train-upsampler", *arguments, "--resume", "--model.dropout=0.1")
     assert (status, "model.dropout" in err) == (2, True)
+    status, err = run(capsys, "train-upsampler", *arguments, "--resume", "--train.seed=7")
+    assert (status, "resume with the same" in err) == (2, True)
+    status, err = run(capsys, "train-upsampler", *arguments, "--resume", "--train.steps=2")
+    assert (status, "beyond train.steps 2" in err) == (2, True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tiny_shards, tmp_path, capsys, monkeypatch):

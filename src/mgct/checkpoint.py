@@ -74,6 +74,21 @@ class Checkpoint:
             raise UserError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error
 
 
+def check_resumable(checkpoint: Checkpoint, seed: int, steps: int, run: Path) -> None:
+    """Refuse to go on with another seed, or to a step that has been passed.
+
+    Raises:
+        UserError: which of the two, and what to do.
+    """
+    if (before := checkpoint.state.get("seed", seed)) != seed:
+        raise UserError(f"{run} was trained with train.seed {before}; resume with the same")
+    if (done := checkpoint.state["step"]) > steps:
+        raise UserError(
+            f"{run} is at step {done} already, beyond train.steps {steps}: give the step to train to, as in "
+            f"--train.steps {done + steps}"
+        )
+
+
 def as_json(values: Any) -> Any:
     """The same values as a checkpoint's ``state.json`` gives them back."""
     return json.loads(json.dumps(values))

@@ -217,6 +217,8 @@ def _record(
     start = pipe.start_timestep(options)
     if start != pipe.schedule.num_timesteps - 1:
         record["start_timestep"] = start
+    if (device := pipe._execution_device.type) != "cpu":  # it draws and rounds otherwise
+        record["device"] = device
     if options.variation_of:
         record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
     if given is not None:

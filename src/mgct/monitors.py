@@ -23,7 +23,7 @@ from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
 from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
 from mgct.pipeline import AVPipeline
-from mgct.samplers import DEFAULT
+from mgct.samplers import DEFAULT, get_sampler
 from mgct.trackers import TrackerName, Trackers
 from mgct.types import AVSample, ClipSpec, dequantise, quantise
 
@@ -75,8 +75,13 @@ class MonitorSettings:
         for name in ("samples", "sample_steps", "sample_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"monitor.{name} must be at least 1, got {getattr(self, name)}")
-        if self.metric_clips < 2:
-            raise UserError(f"monitor.metric_clips must be at least 2, got {self.metric_clips}")
+        if self.samples_every or self.metric_every:
+            try:
+                get_sampler(self.sampler, self.sample_steps)
+            except UserError as error:
+                raise UserError(f"monitor.sampler, monitor.sample_steps: {error}") from error
+        if self.metric_clips < 3:
+            raise UserError(f"monitor.metric_clips must be at least 3, got {self.metric_clips}")
 
 
 def band_means(

@@ -38,8 +38,7 @@ class AVPipeline(DiffusionPipeline):
 
     Clip k of seed s is a function of the model, the sampler, (s, k) and the kind of device: it does not depend on how
     many clips are made, in which order, in what batches, or by how many processes. The noise at the start is drawn on
-    the CPU; the
-    shifts of the attention windows are drawn from (s, timestep), the same for all clips.
+    the CPU; the shifts of the attention windows are drawn from (s, timestep), the same for all clips.
 
     Args:
         unet: the network, a `MultimodalUNet`.
@@ -257,8 +256,13 @@ class AVPipeline(DiffusionPipeline):
             Clips of round(seconds · fps) frames, as `__call__` does.
 
         Raises:
-            UserError: a start longer than ``seconds``, or whose modalities differ in duration, and as in `__call__`.
+            UserError: a start longer than ``seconds``, out of range, or whose modalities differ in duration, and as in
+                `__call__`.
         """
+        clip = AVSample(
+            video=as_clips(clip.video, 5, "the clip's video", "(N, F, 3, H, W)").clamp(-1, 1),
+            audio=as_clips(clip.audio, 3, "the clip's audio", "(N, 1, L)").clamp(-1, 1),
+        )
         frames, start = self.frames_of(seconds), clip.video.shape[1]
         if clip.audio.shape[-1] != self.clip.samples_at(start):
             expected = self.clip.samples_at(start)
@@ -367,7 +371,13 @@ class AVPipeline(DiffusionPipeline):
                 with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
                     x = self._integrate(predict, batch, positions, shapes, options, given)
-                    clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
+                if not torch.isfinite(x).all():
+                    broken = [k for k, clip in zip(batch, x, strict=True) if not torch.isfinite(clip).all()]
+                    raise UserError(
+                        f"clips {', '.join(map(str, broken))} are not finite numbers: the model's weights are damaged, "
+                        f"{self.unet.dtype} is too narrow for it, or guidance_scale is too large"
+                    )
+                clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
                 done = first + len(batch)
                 bar.set_postfix_str(f"{done}/{len(indices)} clips, {done / (time.monotonic() - started):.2f} clips/s")
                 yield batch, clips

@@ -318,6 +318,8 @@ class Trainer:
     def _gradients_by_part(self, batch: ClipBatch, shift: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Norms of the gradient of each modality's loss and of each of the two losses, on one micro-batch a process.
 
+        The losses are those of the log, before their weights: ``noise_weight``, ``balance`` and w are not in them.
+
         Each by a forward and backward pass of its own, so that it works under DDP and FSDP. Leaves no gradient.
         """
         names = ["loss_mm_video", "loss_mm_audio"]

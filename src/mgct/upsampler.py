@@ -453,7 +453,7 @@ def degrade(small: Tensor, random: ClipRandom) -> Tensor:
     names = ("noisy", "coded", "level", "quality")
     noisy, coded, level, quality = (random.uniform(f"degrade {name}") for name in names)
     spread = torch.where(noisy < 0.5, level * (20 / 127.5), 0.0).to(small.dtype).reshape(-1, 1, 1, 1)
-    result = small + spread * random.normal("degrade noise", small.shape[1:])
+    result = (small + spread * random.normal("degrade noise", small.shape[1:])).clamp(-1, 1)
     for row in (coded < 0.5).nonzero().flatten().tolist():
         pixels = quantise_pixels(result[row]).permute(1, 2, 0)
         buffer = BytesIO()

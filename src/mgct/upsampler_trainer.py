@@ -217,7 +217,7 @@ class UpsamplerTrainer:
             "ema": self.average.state_dict(),
             "optimizer": optimizer_tensors(self.optimiser, dict(self.unet.named_parameters())),
         }
-        state = {"config": self.config, "sums": self.sums, "summed": self.summed}
+        state = {"seed": self.training.seed, "config": self.config, "sums": self.sums, "summed": self.summed}
         path = self.run / "checkpoints" / f"step-{self.step:08d}"
         if self.accelerator.is_main_process:
             path = write_checkpoint(self.run, self.step, parts, state, self.training.keep_checkpoints)

@@ -9,8 +9,8 @@ from tempfile import TemporaryFile
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
-from mgct.metrics.protocols import AS_GIVEN, get_protocol
-from mgct.metrics.sources import clip_of, open_source
+from mgct.metrics.protocols import get_protocol
+from mgct.metrics.sources import clip_of, has_splits, open_source
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
 
@@ -41,14 +41,12 @@ def evaluate_clips(
         clip: how to read folders of videos; found out if not given, where the folder says.
         split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
         seed: of the choice of clips and of the intervals.
-        draws: of the bootstrap.
+        draws: of the intervals.
         workers: processes.
         device: where the encoders run.
         weights: encoder → file, instead of the cached or bundled weights.
     """
-    prescribed = get_protocol(protocol).split
-    if split is None:
-        split = "test" if prescribed == AS_GIVEN else prescribed
+    split = get_protocol(protocol).split_or(split)
     if out is None and not Path(fake).is_dir():
         raise UserError(
             f"{fake} is no folder, so say with --out where the card shall be: --out NAME makes NAME.json and NAME.md"
@@ -66,7 +64,7 @@ def evaluate_clips(
         workers=workers,
         device=device,
         weights=weights,
-        split=split,
+        split=split if has_splits(sides[0]) else "",
     )
     print(card.to_markdown())  # before saving, which may fail
     written = card.save(path if out is not None else _free_name(path, card))

@@ -54,7 +54,7 @@ def reproduce(
     calls: list[int] | None = None,
     add: list[str] | None = None,
     paper_data: PaperData | None = None,
-    split: str = "test",
+    split: str | None = None,
     clip: ClipSpec | None = None,
     seed: int = 0,
     draws: int = 100,
@@ -78,10 +78,10 @@ def reproduce(
         add: more rows: SAMPLER:CALLS for every model, or ROLE:SAMPLER:CALLS, as [dpm-solver++:12,stage1:ddim:50]; with
             @700 behind it, sampling starts at that noise level.
         paper_data: the data set of the paper that the data is; its numbers are put beside.
-        split: which split of a prepared folder or world.
+        split: which split of a prepared folder or world; the protocol's if not given (test, or train for mm-diffusion).
         clip: how to read a folder of videos; as the models' clips if not given.
         seed: of the clips, of their choice and of the intervals.
-        draws: of the bootstrap.
+        draws: of the intervals.
         batch_size: clips sampled at once.
         workers: processes that measure.
         device: where the metrics' networks run.

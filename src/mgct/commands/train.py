@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import Checkpoint, as_json, list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import Checkpoint, as_json, check_resumable, list_checkpoints, read_checkpoint, run_folder
 from mgct.clip_random import derive_seed
 from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
@@ -28,7 +28,8 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
-from mgct.stages import MGCT, Balance, Consistency, OwnElements, Transfer
+from mgct.samplers import get_sampler
+from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
@@ -104,13 +105,7 @@ def train(
     if checkpoint is not None:
         with _explained(checkpoint):
             _check_same_model(checkpoint.state["config"], model, clip, out)
-            if checkpoint.state["seed"] != train.seed:
-                raise UserError(f"{out} was trained with train.seed {checkpoint.state['seed']}; resume with the same")
-            if (done := checkpoint.state["step"]) > train.steps:
-                raise UserError(
-                    f"{out} is at step {done} already, beyond train.steps {train.steps}: give the step to train to, "
-                    f"as in --train.steps {done + train.steps}"
-                )
+            check_resumable(checkpoint, train.seed, train.steps, out)
 
     start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
@@ -119,6 +114,12 @@ def train(
         _load_weights(unet, init)
     if consistency.jump.needs_target_time and not unet.config["target_time"]:
         raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
+    if monitor.samples_every or monitor.metric_every:
+        sampler, _ = get_sampler(monitor.sampler, monitor.sample_steps)
+        if sampler.jumps and not unet.config["target_time"]:
+            raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
+    if train.max_loss_rise is not None and isinstance(balance, LearnedUncertainty):
+        raise UserError("train.max_loss_rise: a learned balance makes the loss negative; leave one of the two out")
     objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight)
 
     def loader(step: int) -> Iterable[ClipBatch]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mgct.checkpoint import as_json, list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import as_json, check_resumable, list_checkpoints, read_checkpoint, run_folder
 from mgct.clip_random import derive_seed
 from mgct.convert import read_state_dict
 from mgct.data.batches import ClipBatch
@@ -65,6 +65,7 @@ def train_upsampler(
     config = as_json({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data})
     if checkpoint is not None:
         _check_same_run(checkpoint.state.get("config", {}), config, out)
+        check_resumable(checkpoint, train.seed, train.steps, out)
     if train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"

@@ -19,7 +19,7 @@ class MetricValue:
     Attributes:
         name: of the metric.
         value: of all clips, times the protocol's scale.
-        low: lower bound of the bootstrap interval.
+        low: lower bound of the interval.
         high: upper bound.
         at_infinity: extrapolated to infinitely many clips; None where the value has no bias in N.
         encoder: whose features.
@@ -70,12 +70,14 @@ class MetricCard:
         fake: the set that is judged.
         encoders: name → SHA-256 of weights, whether they are the pinned ones.
         synchrony: of both sides, and ``score_between_bounds`` (see `mgct.metrics.sync`).
-        seed: of the choice of clips and of bootstrap draws.
-        draws: of the bootstrap.
+        seed: of the choice of clips and of the interval's draws.
+        draws: of the interval.
         confidence: of the intervals.
         versions: of what computed it.
         warnings: what to know before believing a number.
         seconds: it took.
+        interval: how it was found: ``jackknife``; a card that does not say it has ``bootstrap`` ones, up to twice as
+            wide.
         sampling: how long the generated clips took, as `mgct reproduce` notes it (see `mgct.reproduce.study.Speed`).
     """
 
@@ -93,6 +95,7 @@ class MetricCard:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     sampling: dict[str, Any] = field(default_factory=dict)
+    interval: str = "bootstrap"
 
     def value(self, name: str) -> float:
         """The number of that name.
@@ -147,7 +150,7 @@ class MetricCard:
             lines += [f"| {name} | {rows['real'][name]:.4g} | {rows['fake'][name]:.4g} |" for name in rows["real"]]
             lines += [f"| {name} | | {rows[name]:.4g} |" for name in rows if name not in {"real", "fake"}]
         lines += ["", "Weights: " + "; ".join(f"{k} {v['sha256'][:12]}" for k, v in self.encoders.items())]
-        lines += [f"Seed {self.seed}, {self.draws} bootstrap draws, {self.seconds:.0f} s. "]
+        lines += [f"Seed {self.seed}, {self.draws} {self.interval} draws, {self.seconds:.0f} s. "]
         lines[-1] += ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join(lines + [f"\nNote: {warning}" for warning in self.warnings]) + "\n"
 

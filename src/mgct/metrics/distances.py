@@ -6,6 +6,7 @@ that multiplies its numbers says so (`mgct.metrics.protocols`).
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from mgct.errors import MgctWarning, UserError
+
+LEFT_OUT = 8
+"""A draw of an interval leaves out one clip of so many."""
 
 
 class RankDeficientWarning(MgctWarning):
@@ -108,11 +112,8 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _weighted_mmd(real: Tensor, fake: Tensor, w_real: Tensor, w_fake: Tensor, rows: int = 1024) -> Tensor:
-    """Unbiased squared MMD under R rows of clip weights w (R, N) and (R, M): (R,). Memory is bounded by ``rows``.
-
-    A clip is never paired with itself, however often a bootstrap draw repeats it, so draws stay unbiased.
-    """
+def _mmd_of_draws(real: Tensor, fake: Tensor, w_real: Tensor, w_fake: Tensor, rows: int = 1024) -> Tensor:
+    """Unbiased squared MMD of R subsets (R,), from 1 where a clip is in: (R, N), (R, M). ``rows`` bounds the memory."""
 
     def pairs(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor, same: bool) -> Tensor:
         total = torch.zeros(len(w_x), dtype=torch.float64)
@@ -142,7 +143,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """
     real, fake = _checked(real, fake)
     ones = (torch.ones(1, len(features), dtype=torch.float64) for features in (real, fake))
-    return float(_weighted_mmd(real, fake, next(ones), next(ones)))
+    return float(_mmd_of_draws(real, fake, next(ones), next(ones)))
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -150,57 +151,63 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**64)
 
 
-def _draws(count: int, draws: int, generator: torch.Generator) -> Tensor:
-    """How often each of ``count`` clips occurs in each bootstrap draw: (draws, count) float64, rows sum to count."""
-    picked = torch.randint(count, (draws, count), generator=generator)
-    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(
-        1, picked, torch.ones_like(picked, dtype=torch.float64)
-    )
+def _kept(count: int, draws: int, generator: torch.Generator) -> Tensor:
+    """Which of ``count`` clips each jackknife draw keeps: bool (draws, count), without a random `LEFT_OUT`th."""
+    order = torch.stack([torch.randperm(count, generator=generator) for _ in range(draws)])
+    return order >= max(1, count // LEFT_OUT)
 
 
-def _around(value: float, replicas: Tensor, confidence: float) -> Interval:
-    """Interval from the spread of bootstrap replicas about their own mean, so that their bias does not shift it."""
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(replicas - replicas.mean(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value, value + low, value + high)
+def _kept_of_both(real: Tensor, fake: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`_kept` of either side."""
+    few = min(len(real), len(fake))
+    if few < 3:
+        raise UserError(f"an interval needs at least 3 clips a side, got {few}")
+    generator = _generator(seed)
+    return _kept(len(real), draws, generator), _kept(len(fake), draws, generator)
+
+
+def _around(value: float, replicas: Tensor, count: int, confidence: float) -> Interval:
+    """The delete-d jackknife interval: the spread of replicas without d of ``count`` clips, times √((n - d) / d)."""
+    left_out = max(1, count // LEFT_OUT)
+    spread = replicas.std() * math.sqrt((count - left_out) / left_out)
+    half = float(spread * torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    return Interval(value, value - half, value + half)
 
 
 def frechet_interval(
     real: Tensor, fake: Tensor, *, draws: int = 100, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """`frechet_distance` with a bootstrap interval over the clips of both sides.
+    """`frechet_distance` with a jackknife interval over the clips of both sides.
 
-    A draw repeats clips and therefore has its own upward bias; the interval uses the spread of the draws about their
-    mean. It says how far the value would move with other clips of the same number, not where the value of infinitely
-    many is.
+    Each draw leaves out a random `LEFT_OUT`th of either side (delete-d jackknife, Shao and Wu 1989; normal bounds). It
+    says how far the value would move with other clips of the same number, not where the value of infinitely many is.
+    A bootstrap, which repeats clips, gives up to twice the width (``docs/evaluation.md``).
 
     Args:
-        real: (N, D).
-        fake: (M, D).
-        draws: bootstrap draws, at least 2.
+        real: (N, D), N at least 3.
+        fake: (M, D), M at least 3.
+        draws: at least 2.
         confidence: in (0, 1).
         seed: of the draws.
+
+    Raises:
+        UserError: less than 3 clips a side, different dimensions, or values that are not finite.
     """
     value = frechet_distance(real, fake)
     real, fake = _checked(real, fake)
-    generator = _generator(seed)
-
-    def resampled(features: Tensor) -> Gaussian:
-        return gaussian(features[torch.randint(len(features), (len(features),), generator=generator)])
-
-    replicas = [frechet_between(resampled(real), resampled(fake)) for _ in range(draws)]
-    return _around(value, torch.tensor(replicas, dtype=torch.float64), confidence)
+    kept = zip(*_kept_of_both(real, fake, draws, seed), strict=True)
+    replicas = [frechet_between(gaussian(real[x]), gaussian(fake[y])) for x, y in kept]
+    return _around(value, torch.tensor(replicas, dtype=torch.float64), min(len(real), len(fake)), confidence)
 
 
 def kernel_interval(
     real: Tensor, fake: Tensor, *, draws: int = 100, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """`kernel_distance` with a bootstrap interval over the clips of both sides; arguments as in `frechet_interval`."""
+    """`kernel_distance` with a jackknife interval over the clips of both sides; arguments as in `frechet_interval`."""
     value = kernel_distance(real, fake)
     real, fake = _checked(real, fake)
-    generator = _generator(seed)
-    weights = _draws(len(real), draws, generator), _draws(len(fake), draws, generator)
-    return _around(value, _weighted_mmd(real, fake, *weights), confidence)
+    x, y = _kept_of_both(real, fake, draws, seed)
+    return _around(value, _mmd_of_draws(real, fake, x.double(), y.double()), min(len(real), len(fake)), confidence)
 
 
 def frechet_at_infinity(real: Tensor, fake: Tensor, *, points: int = 8, seed: int = 0) -> float:

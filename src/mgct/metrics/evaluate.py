@@ -30,8 +30,8 @@ from mgct.metrics import sync
 from mgct.metrics.card import MetricCard, MetricValue, Side
 from mgct.metrics.distances import RankDeficientWarning
 from mgct.metrics.encoders import Encoder, load_encoder
-from mgct.metrics.protocols import Protocol, get_protocol
-from mgct.metrics.sources import ClipSource, MemorySource
+from mgct.metrics.protocols import AS_GIVEN, Protocol, get_protocol
+from mgct.metrics.sources import ClipSource, MemorySource, has_splits
 from mgct.metrics.weights import cache_folder
 from mgct.types import AVSample, ClipSpec
 
@@ -217,6 +217,10 @@ class Measured(NamedTuple):
     sha256: str
 
 
+LEAST_CLIPS = 3
+"""A side; an interval leaves one out, and a covariance takes two."""
+
+
 def check_num(num: int, available: Mapping[str, int]) -> None:
     """Refuse more clips a side than there are, or fewer than a distance needs.
 
@@ -227,11 +231,13 @@ def check_num(num: int, available: Mapping[str, int]) -> None:
     Raises:
         UserError: it names the side, and the most that all of them have.
     """
-    if num < 2:
-        raise UserError(f"a distance needs at least 2 clips a side, got num = {num}")
+    if num < LEAST_CLIPS:
+        raise UserError(f"a distance needs at least {LEAST_CLIPS} clips a side, got num = {num}")
     most = min(available.values())
     if short := [f"{count} {name}" for name, count in available.items() if count < num]:
-        advice = f"give a num of at most {most} (--num {most}), or more clips" if most >= 2 else "make more clips"
+        advice = (
+            f"give a num of at most {most} (--num {most}), or more clips" if most >= LEAST_CLIPS else "make more clips"
+        )
         raise UserError(f"{num} clips a side are wanted, and there are only {' and '.join(short)}: {advice}")
 
 
@@ -368,7 +374,7 @@ def measure_reference(
     chosen = get_protocol(protocol) if isinstance(protocol, str) else protocol
     count = chosen.num if num is None else num
     plan = _make_plan(chosen, device, weights, cache)
-    sides = [("real", source, split or chosen.split)]
+    sides = [("real", source, split or (chosen.split if has_splits(source) else ""))]
     [(side, measured)], loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
     return Reference(chosen, seed, side, measured, {e.name: e.weights_sha256 for e in loaded})
 
@@ -398,8 +404,8 @@ def evaluate(
         fake: the set to judge; on both sides ``num`` clips are chosen by the seed.
         protocol: a protocol or its name.
         num: clips a side; None: the protocol's.
-        seed: of the choice and of bootstrap draws.
-        draws: of the bootstrap, at least 2.
+        seed: of the choice and of the interval's draws.
+        draws: of the interval, at least 2.
         confidence: of the intervals.
         workers: processes, one thread each; on a GPU one is best.
         device: where encoders run.
@@ -429,7 +435,7 @@ def evaluate(
             f"{fake.spec.fps:g} fps; the two must agree"
         )
     if draws < 2:
-        raise UserError(f"at least 2 bootstrap draws are needed, got {draws}")
+        raise UserError(f"at least 2 draws are needed for an interval, got {draws}")
     if isinstance(real, Reference) and (real.protocol, real.seed, real.side.num) != (chosen, seed, count):
         raise UserError(
             f"the reference was measured by {real.protocol.name} on {real.side.num} clips with seed {real.seed}, "
@@ -438,7 +444,7 @@ def evaluate(
     plan = _make_plan(chosen, device, weights, cache)
     sides: list[tuple[str, ClipSource, str]] = [("fake", fake, "")]
     if not isinstance(real, Reference):
-        sides.insert(0, ("real", real, split or chosen.split))
+        sides.insert(0, ("real", real, split or (chosen.split if has_splits(real) else "")))
     found, loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
     if isinstance(real, Reference):
         if real.encoders != {e.name: e.weights_sha256 for e in loaded}:
@@ -460,6 +466,7 @@ def evaluate(
         seed=seed,
         draws=draws,
         confidence=confidence,
+        interval="jackknife",
         versions=versions(),
         warnings=notes + _cautions(chosen, real_side, fake_side, loaded, count),
         seconds=time.monotonic() - started,
@@ -477,6 +484,8 @@ def _cautions(protocol: Protocol, real: Side, fake: Side, encoders: Sequence[Enc
         )
     if real.clip != fake.clip:
         notes.append(f"real clips are {real.clip}, generated ones {fake.clip}: part of the distance")
+    if real.split and protocol.split not in (AS_GIVEN, real.split):
+        notes.append(f"real clips are of the {real.split} split, the protocol takes the {protocol.split} split")
     notes += [f"the weights of {e.name} are not ones that the registry pins" for e in encoders if not e.pinned]
     return notes
 
@@ -484,7 +493,7 @@ def _cautions(protocol: Protocol, real: Side, fake: Side, encoders: Sequence[Enc
 def called(label: str, source: ClipSource, split: str) -> str:
     """A side of a measurement, ``real`` or ``fake``, in words."""
     what = "real" if label == "real" else "generated"
-    where = f" (its {split} split)" if split and source.container in ("shards", "world") else ""
+    where = f" (its {split} split)" if split and has_splits(source) else ""
     return f"{what} ones in {source.origin}{where}"
 
 

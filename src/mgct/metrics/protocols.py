@@ -27,7 +27,7 @@ class Distance:
     Args:
         name: on metric cards.
         value: (real, fake) → the distance.
-        interval: (real, fake, draws=…, seed=…) → value with its bootstrap interval.
+        interval: (real, fake, draws=…, seed=…) → value with its interval.
         at_infinity: (real, fake, seed=…) → extrapolation to infinitely many clips, where the plain value is biased.
     """
 
@@ -81,6 +81,10 @@ class Protocol:
     def encoders(self) -> tuple[str, ...]:
         """Names of the encoders, each once."""
         return tuple(dict.fromkeys(metric.encoder for metric in self.metrics))
+
+    def split_or(self, given: str | None) -> str:
+        """The split that real clips are taken from: ``given``, else the prescribed one, else ``test``."""
+        return given or ("test" if self.split == AS_GIVEN else self.split)
 
     def definition(self) -> dict[str, Any]:
         """The protocol as plain values, for metric cards."""

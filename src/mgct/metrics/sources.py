@@ -177,6 +177,11 @@ class SampleSource:
         return AVSample(video=torch.cat([c.video for c in ordered]), audio=torch.cat([c.audio for c in ordered]))
 
 
+def has_splits(source: ClipSource) -> bool:
+    """Whether clips are of a train or test split: those of a folder of videos or samples are of neither."""
+    return source.container in ("shards", "world")
+
+
 def is_endless(source: str) -> bool:
     """Whether a source is a world without a number of clips: ``world:NAME``."""
     return source.startswith("world:") and source.count(":") == 1

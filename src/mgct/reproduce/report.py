@@ -58,12 +58,14 @@ def table_markdown(
     metrics = [metric.name for metric in get_protocol(settings.protocol).metrics]
     paper = [f"paper: {metric}" for metric in PAPER_METRICS] if paper_data else []
     heads = ["Model", "Sampler", "Calls", *(f"{metric} ↓" for metric in metrics), "s a clip", *paper, "Card"]
-    confidence = next((f"{result.card.confidence:.0%} " for result in results if result.card), "")
+    cards = [result.card for result in results if result.card]
+    split = next((f", split {card.real.split}" for card in cards if card.real.split), "")
+    kinds = sorted({f"{card.confidence:.0%} {card.interval} intervals" for card in cards})
     lines = [
         f"# Table {name[-1]}: {table.title}",
         "",
-        f"Real clips: {data}, split {settings.split}. Protocol {settings.protocol}, {settings.count} clips a side, "
-        f"seed {settings.seed}. In brackets {confidence}bootstrap intervals; the best of each column is bold.",
+        f"Real clips: {data}{split}. Protocol {settings.protocol}, {settings.count} clips a side, "
+        f"seed {settings.seed}. In brackets {' or '.join(kinds) or 'intervals'}; the best of each column is bold.",
         "",
         _line(heads),
         "|---" * len(heads) + "|",
@@ -220,10 +222,12 @@ def _claims(metric: str, series: Mapping[str, _Series], source: str) -> list[str
             enough = [calls for calls, value in sorted(other.values.items()) if value <= limit]
             if not enough:
                 line += "; no number of calls makes it as good"
+            elif enough[0] == most:
+                line += ", and with fewer calls not as good"
             else:
                 line += f", and as good already with {enough[0]} calls"
                 times = other.seconds.get(enough[0]), base.seconds.get(most)
-                if times[0] is not None and times[1] is not None and enough[0] < most:
+                if times[0] is not None and times[1] is not None:
                     line += f", in {times[0] / times[1]:.0%} of the time"
         lines.append(line + ".")
     return lines

@@ -6,9 +6,10 @@ Everything is kept under one folder:
     cards/ROLE--SAMPLER-CALLS--KEY.json the metric card of a row, and .md; where it is, the clips are not made again
     table1.md, table1.csv, table1.png   the table, written anew after every row, and its figure
 
-A KEY is a digest of everything that its content depends on: weights, network and noise schedule, sampler, calls, seed
-and number of clips; for cards also the data, the protocol and its weights, and the bootstrap. So what was made with
-other settings is never taken for what is asked for, and what is there for these settings is not made again.
+A KEY is a digest of everything that its content depends on: weights, network and noise schedule, sampler, calls, seed,
+number of clips, and the kind of device if it is no CPU; for cards also the data, the protocol and its weights, and the
+interval's draws. So what was made with other settings is never taken for what is asked for, and what is there for these
+settings is not made again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mgct.metrics.card import MetricCard
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.evaluate import FEATURES_VERSION, Reference, called, check_num, evaluate, measure_reference
 from mgct.metrics.protocols import get_protocol
-from mgct.metrics.sources import ClipSource, SampleSource, identity, is_endless, open_source
+from mgct.metrics.sources import ClipSource, SampleSource, has_splits, identity, is_endless, open_source
 from mgct.pipeline import AVPipeline
 from mgct.reproduce.paper import Row, Sampling
 from mgct.types import AVSample, ClipSpec
@@ -46,10 +47,10 @@ class Settings:
     Args:
         protocol: name of the metrics' protocol.
         num: clips a row; None: the protocol's number.
-        seed: of the clips, of their choice, and of the bootstrap.
-        draws: of the bootstrap.
+        seed: of the clips, of their choice, and of the intervals' draws.
+        draws: of the intervals.
         batch_size: clips sampled at once; it changes the time and not the clips.
-        split: of the data, where it has several.
+        split: of the data, where it has several; None: the protocol's.
         clip: how a folder of videos is read, or a world drawn; None: as the models' clips.
         workers: processes that measure.
         encoder_device: where the metrics' networks run.
@@ -63,13 +64,18 @@ class Settings:
     seed: int = 0
     draws: int = 100
     batch_size: int = 8
-    split: str = "test"
+    split: str | None = None
     clip: ClipSpec | None = None
     workers: int = 1
     encoder_device: str = "cpu"
     weights: Mapping[str, Path] = field(default_factory=dict)
     cache: Path | bool = True
     progress: bool = True
+
+    @property
+    def real_split(self) -> str:
+        """The split that real clips are taken from."""
+        return get_protocol(self.protocol).split_or(self.split)
 
     @property
     def count(self) -> int:
@@ -259,6 +265,7 @@ class Study:
         named = sampler if isinstance(sampler, str) else f"{type(sampler).__name__} {dict(sampler.config)}"
         made_by = [named, sampling.calls, sampling.clip_x0, self.settings.seed, count]
         made_by += [] if sampling.start_timestep is None else [f"from {sampling.start_timestep}"]
+        made_by += [] if (device := torch.device(self.device).type) == "cpu" else [device]
         return _key(mgct.__version__, self.models[role].digest, made_by)
 
     def file_name(self, role: str, sampling: Sampling, key: str) -> str:
@@ -345,17 +352,24 @@ class Measurer:
                 f"protocol {self.protocol.name} measures clips of {wanted.frames} frames at {wanted.fps:g} fps, the "
                 f"models make {clip.frames} at {clip.fps:g} fps; choose --protocol compact"
             )
-        check_num(settings.count, {called("real", self.real, settings.split): len(self.real)})
+        check_num(settings.count, {called("real", self.real, settings.real_split): len(self.real)})
         for name in self.protocol.encoders:
             load_encoder(name, settings.weights.get(name), settings.encoder_device)  # before hours of sampling
         self.identity = identity(self.real)
+        self.split = settings.real_split if has_splits(self.real) else ""
         self._reference: Reference | None = None
 
     def key(self, samples: str) -> str:
         """What stands for a card of the samples with that key."""
         settings = self.study.settings
         files = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in settings.weights.items()]
-        measured_by = [self.protocol.definition(), files, settings.encoder_device, settings.split, FEATURES_VERSION]
+        measured_by = [
+            self.protocol.definition(),
+            files,
+            settings.encoder_device,
+            settings.real_split,
+            FEATURES_VERSION,
+        ]
         return _key(mgct.__version__, samples, self.identity, measured_by, settings.seed, settings.draws)
 
     def reference(self) -> Reference:
@@ -371,7 +385,7 @@ class Measurer:
                 device=settings.encoder_device,
                 weights=settings.weights,
                 cache=settings.cache,
-                split=settings.split,
+                split=self.split,
                 progress=settings.progress,
             )
         return self._reference
@@ -408,7 +422,7 @@ class Measurer:
             device=settings.encoder_device,
             weights=settings.weights,
             cache=settings.cache,
-            split=settings.split,
+            split=self.split,
             progress=settings.progress,
         )
 
@@ -417,4 +431,4 @@ def _open_data(data: str, study: Study, settings: Settings) -> ClipSource:
     """The real clips; a world without a number gets the number wanted."""
     if is_endless(data):
         data = f"{data}:{settings.count}"
-    return open_source(data, settings.clip or study.clip, settings.split)
+    return open_source(data, settings.clip or study.clip, settings.real_split)
