@@ -331,7 +331,7 @@ class AVPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------ the common path
 
     def _check_sampler(self, options: SamplingOptions) -> None:
-        """Refuse a sampler that the network has not what it takes for."""
+        """Refuse a sampler that needs a second time input which the network has not."""
         sampler, _ = samplers.get_sampler(options.sampler, options.steps)
         if sampler.jumps and not self.unet.config["target_time"]:
             others = ", ".join(name for name, other in samplers.SAMPLERS.items() if not other.jumps)

@@ -21,8 +21,9 @@ def app(
     """Serve a web page to generate, compare and watch training with, on this machine alone unless --host says else.
 
     Args:
-        model: a run folder, a saved model, a folder of them, or a model that comes with mgct: landscape or dance; the
-            first argument may stand without its name. If not given: what is in the folder runs, and the latter.
+        model: a run folder, a saved model, a folder of them, or a model that comes with mgct: landscape, dance or
+            landscape-micro; the first argument may stand without its name. If not given: what is in the folder runs,
+            and those that come with mgct.
         host: address to bind to; another than loopback needs a password.
         port: number of the port.
         password: for the user `mgct`; better given in the environment variable MGCT_APP_PASSWORD.
