@@ -13,9 +13,9 @@ import itertools
 from typing import Any
 
 from mgct import AVPipeline
-from mgct.commands.sample import find_pipeline
 from mgct.metrics.evaluate import RunningMetric
 from mgct.metrics.sources import open_source
+from mgct.saved_models import find_pipeline
 
 METRICS = ("FVD", "KVD", "FAD", "KAD")
 

@@ -24,10 +24,10 @@ import yaml
 from run import PLAN, ROOT, Task, device, without_paths
 
 from mgct import AVPipeline, __version__
-from mgct.bundled import FOLDER
-from mgct.commands.train import RECOMMENDED
 from mgct.metrics.card import MetricCard
 from mgct.model_card import ModelFacts, model_card
+from mgct.samplers import recommended_samplers
+from mgct.saved_models import FOLDER
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
@@ -90,14 +90,14 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     """
     card = MetricCard.load(card_path)
     pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
-    kind = "map" if pipe.unet.config["target_time"] else training["stage"]
-    pipe.register_to_config(recommended=RECOMMENDED[kind], start_timestep=start_timestep)
+    recommended = recommended_samplers(training["stage"], pipe.unet.config["target_time"])
+    pipe.register_to_config(recommended=recommended, start_timestep=start_timestep)
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     facts = ModelFacts(
         name=name,
         clip=pipe.clip,
         parameters=count_parameters(pipe.unet),
-        recommended=RECOMMENDED[kind],
+        recommended=recommended,
         metrics={f"{value.name}, {how}": value.value for value in card.values},
         licence="Apache-2.0",
         version=__version__,

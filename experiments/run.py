@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from variants import share_of_compute, with_variant  # noqa: E402
 
-from mgct.bundled import FOLDER  # noqa: E402
+from mgct.saved_models import FOLDER  # noqa: E402
 
 CHECKPOINTS = ROOT / "experiments" / "checkpoints"
 LEAST_MINUTES = 1.0

@@ -71,10 +71,9 @@ def test_bad_input_is_one_line_that_names_it(capsys, monkeypatch, tmp_path, argu
 
 @pytest.mark.parametrize("path", MODEL_CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads(path):
-    from mgct.commands.train import train
     from mgct.trainer import TrainSettings
 
-    parser = cli.make_parser(train, "mgct train")
+    parser = cli.parser_of("train")
     parsed = parser.parse_args([f"--config={path}", "--data=x"])
     options = parser.instantiate(parsed)
     assert isinstance(options.train, TrainSettings)
@@ -97,10 +96,9 @@ def test_every_clip_config_is_the_clip_of_its_model(path):
 
 @pytest.mark.parametrize(("world", "ratio"), [("landscape", 0.5), ("aist", 0.7)])
 def test_the_paper_s_configs_are_the_paper_s(world, ratio):
-    from mgct.commands.train import train
     from mgct.stages import Consistency, LossRatio, UniformGrid
 
-    parser = cli.make_parser(train, "mgct train")
+    parser = cli.parser_of("train")
     options = parser.instantiate(parser.parse_args([f"--config={ROOT}/configs/mgct-paper-{world}.yaml", "--data=x"]))
     assert options.consistency == Consistency(ratio=LossRatio(ratio), grid=UniformGrid(50))
     unet = MultimodalUNet(**options.model.as_dict())
@@ -108,10 +106,9 @@ def test_the_paper_s_configs_are_the_paper_s(world, ratio):
 
 
 def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
-    from mgct.commands.train import train
     from mgct.losses import FlowMap
 
-    parser = cli.make_parser(train, "mgct train")
+    parser = cli.parser_of("train")
     files = [f"--config={ROOT}/configs/{name}.yaml" for name in ("small", "mgct-map")]
     options = parser.instantiate(parser.parse_args([*files, "--data=x"]))
     assert options.consistency.jump == FlowMap()
@@ -126,7 +123,6 @@ def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
 
 
 def test_an_objective_is_chosen_in_the_yaml(tmp_path):
-    from mgct.commands.train import train
     from mgct.losses import PseudoHuber
     from mgct.stages import LogSnrGrid, TeacherDirection
 
@@ -137,7 +133,7 @@ def test_an_objective_is_chosen_in_the_yaml(tmp_path):
         "direction": {"class_path": "TeacherDirection"},
     }
     path.write_text(yaml.safe_dump({"consistency": choices}))
-    parser = cli.make_parser(train, "mgct train")
+    parser = cli.parser_of("train")
     options = parser.instantiate(parser.parse_args([f"--config={path}", "--consistency.ratio.value=0.7"]))
     assert options.consistency.distance == PseudoHuber(0.1)
     assert options.consistency.grid == LogSnrGrid(20)

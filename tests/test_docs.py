@@ -88,9 +88,8 @@ def test_every_command_runs_at_tiny_size(name, workplace, capsys, monkeypatch):
 
 def test_options_named_in_prose_exist():
     """Words such as `train.precision` or `--transfer.max_steps` on a page are settings that there are."""
-    from mgct.commands.train import train
 
-    parser = cli.make_parser(train, "mgct train")
+    parser = cli.parser_of("train")
     known = {"--" + key for key in parser.get_defaults(skip_validation=True).keys(branches=True)}
     for page in [*PAGES.values(), DOCS / "troubleshooting.md", DOCS / "from-mm-diffusion.md", DOCS / "method.md"]:
         named = re.findall(r"`(?:--)?((?:train|transfer|consistency|monitor|model|clip)\.[a-z_.]+)", page.read_text())

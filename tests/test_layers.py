@@ -11,7 +11,7 @@ import mgct
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
     {"errors"},
-    {"bundled", "graphs", "gpu", "winograd", "recompute"},
+    {"saved_models", "graphs", "gpu", "winograd", "recompute"},
     {"types", "files", "clip_random"},
     {"kernels", "norms", "resampling", "attention"},
     {"convolutions"},

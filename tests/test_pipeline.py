@@ -441,7 +441,7 @@ def test_bulk_sampling_with_a_given_sound_and_a_finishing_step(pipe, tmp_path):
         (lambda p: p.video_to_audio(torch.rand(4, 3, 9, 9), **QUIET), r"this model's is \(4, 3, 8, 8\)"),
         (lambda p: p.extend(p(steps=1, **QUIET), 0.3, **QUIET), "less than the model's own"),
         (lambda p: p.extend(quantise(p(steps=1, **QUIET)), 1.0, **QUIET), "the clip's video must be floating point"),
-        (lambda _: AVPipeline.from_pretrained("/nowhere/at/all"), "not a saved pipeline"),
+        (lambda _: AVPipeline.from_pretrained("/nowhere/at/all"), "/nowhere/at/all: no such model"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_would_work(pipe, call, message):

@@ -415,9 +415,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tiny_shards, tmp_
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/upsampler").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_loads(path):
-    from mgct.commands.upsampler import train_upsampler
 
-    parser = cli.make_parser(train_upsampler, "mgct train-upsampler")
+    parser = cli.parser_of("train-upsampler")
     parsed = parser.parse_args([f"--config={path}", "--data=x"])
     assert isinstance(parser.instantiate(parsed).train, UpsamplerTraining)
     with torch.device("meta"):

@@ -8,9 +8,10 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mgct import __version__
@@ -20,11 +21,41 @@ _PYTHONS_WARNING = warnings.formatwarning
 
 
 class Command(NamedTuple):
-    """Where a command's function is, and what it does in one line."""
+    """A command.
+
+    Attributes:
+        module: where its function is.
+        function: its name.
+        summary: what it does, in one line.
+        when_alone: its arguments if none are given.
+        leading: the option that may stand first without its name.
+        takes_many: whether the words before its options are one list.
+        settings: parameter → MODULE:CLASS whose constructor arguments it takes, as a dict.
+    """
 
     module: str
     function: str
     summary: str
+    when_alone: tuple[str, ...] = ()
+    leading: str = ""
+    takes_many: bool = False
+    settings: Mapping[str, str] = MappingProxyType({})
+
+    def load(self) -> tuple[Callable[..., Any], dict[str, type]]:
+        """The function, and the classes of ``settings``."""
+        names = {parameter: path.split(":") for parameter, path in self.settings.items()}
+        classes = {parameter: getattr(import_module(module), name) for parameter, (module, name) in names.items()}
+        return getattr(import_module(self.module), self.function), classes
+
+    def words(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments as options and positions."""
+        words = list(arguments) or list(self.when_alone)
+        if self.leading and words and not words[0].startswith("-"):
+            return [f"--{self.leading}", *words]
+        if self.takes_many:
+            many = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+            return [",".join(many), *words[len(many) :]] if many else words
+        return words
 
 
 COMMANDS = {
@@ -33,13 +64,21 @@ COMMANDS = {
     ),
     "prepare": Command("mgct.commands.data", "prepare_shards", "cut a folder of videos into training shards"),
     "worlds": Command("mgct.commands.data", "write_videos", "write videos of a procedural world"),
-    "train": Command("mgct.commands.train", "train", "train a model through both stages, or go on with a run"),
-    "train-upsampler": Command(
-        "mgct.commands.upsampler", "train_upsampler", "train a network that enlarges generated videos"
+    "train": Command(
+        "mgct.commands.train",
+        "train",
+        "train a model through both stages, or go on with a run",
+        settings={"model": "mgct.unet:MultimodalUNet"},
     ),
-    "sample": Command("mgct.commands.sample", "sample", "generate clips with sound"),
+    "train-upsampler": Command(
+        "mgct.commands.upsampler",
+        "train_upsampler",
+        "train a network that enlarges generated videos",
+        settings={"model": "mgct.upsampler:UpsamplerUNet"},
+    ),
+    "sample": Command("mgct.commands.sample", "sample", "generate clips with sound", when_alone=("landscape", "clips")),
     "evaluate": Command("mgct.commands.evaluate", "evaluate_clips", "measure generated clips against real ones"),
-    "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side"),
+    "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side", takes_many=True),
     "reproduce": Command(
         "mgct.commands.reproduce", "reproduce", "make a table or figure of the paper from trained models"
     ),
@@ -49,7 +88,9 @@ COMMANDS = {
     "plot sheet": Command("mgct.commands.plot", "plot_sheet", "put clips into one video, a grid that plays with sound"),
     "plot loss": Command("mgct.commands.plot", "plot_loss", "draw a run's loss with the stage boundary"),
     "export": Command("mgct.commands.export", "export", "write a network for other programs: ONNX, MM-Diffusion"),
-    "app": Command("mgct.commands.app", "app", "serve a web page to generate, compare and watch training with"),
+    "app": Command(
+        "mgct.commands.app", "app", "serve a web page to generate, compare and watch training with", leading="model"
+    ),
     "doctor": Command("mgct.commands.doctor", "doctor", "say what is installed and check that it works"),
     "completion": Command("mgct.completion", "completion", "print a script that lets a shell complete commands"),
 }
@@ -149,24 +190,29 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"no command {arguments[0]!r}; the commands are: {known}")
     keep_freed_memory()
     command = COMMANDS[name]
-    function = getattr(import_module(command.module), command.function)
-    call(function, f"mgct {name}", arguments[len(name.split()) :])
+    function, settings = command.load()
+    call(function, f"mgct {name}", command.words(arguments[len(name.split()) :]), settings)
     return 0
 
 
-def make_parser(function: Callable[..., Any], prog: str) -> Any:
+def parser_of(name: str) -> Any:
+    """The parser of the command called ``name``."""
+    function, settings = COMMANDS[name].load()
+    return make_parser(function, f"mgct {name}", settings)
+
+
+def make_parser(function: Callable[..., Any], prog: str, settings: Mapping[str, type]) -> Any:
     """A parser of the function's own signature.
 
-    Parameters without a default are positional. Those named in the function's ``settings_of`` attribute take the
-    constructor arguments of a class, as a dict. One called ``config_yaml`` gets the whole parsed configuration.
+    Parameters without a default are positional. Those named in ``settings`` take the constructor arguments of a class,
+    as a dict. One called ``config_yaml`` gets the whole parsed configuration.
     """
     from jsonargparse import ArgumentParser
 
-    classes: dict[str, type] = getattr(function, "settings_of", {})
     summary = (inspect.getdoc(function) or "").split("\n\n")[0]
     parser = ArgumentParser(prog=prog, description=summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
-    skip: set[str | int] = {*classes, "config_yaml"}
+    skip: set[str | int] = {*settings, "config_yaml"}
     parser.add_function_arguments(
         function,
         as_group=False,
@@ -175,7 +221,7 @@ def make_parser(function: Callable[..., Any], prog: str) -> Any:
         fail_untyped=True,
         sub_configs=True,  # --clip FILE, also where it may be None
     )
-    for name, class_type in classes.items():
+    for name, class_type in settings.items():
         parser.add_class_arguments(class_type, name, instantiate=False, fail_untyped=False)
     return parser
 
@@ -210,23 +256,17 @@ def own_clip(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
-    """Parse and call.
+def call(
+    function: Callable[..., Any], prog: str, arguments: list[str], settings: Mapping[str, type] = MappingProxyType({})
+) -> None:
+    """Parse and call; ``settings`` as in `make_parser`.
 
     Raises:
         UserError: an option is unknown or its value is not of its type; the message names it.
     """
     from jsonargparse import ArgumentError
 
-    if not arguments:
-        arguments = getattr(function, "when_alone", [])
-    parser = make_parser(function, prog)
-    leading = getattr(function, "optional_argument", None)  # may stand first without its name
-    if leading and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{leading}", *arguments]
-    if getattr(function, "takes_many", False):  # its words are one list
-        words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-        arguments = [",".join(words), *arguments[len(words) :]] if words else arguments
+    parser = make_parser(function, prog, settings)
     if "clip" in inspect.signature(function).parameters:
         arguments = own_clip(arguments)
     try:
@@ -238,7 +278,7 @@ def call(function: Callable[..., Any], prog: str, arguments: list[str]) -> None:
     options.pop("config", None)
     if "config_yaml" in inspect.signature(function).parameters:
         options["config_yaml"] = parser.dump(parsed, skip_unset=False)
-    for name in getattr(function, "settings_of", {}):
+    for name in settings:
         options[name] = parsed[name].as_dict()
     function(**options)
 

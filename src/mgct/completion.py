@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
-from mgct.cli import COMMANDS, make_parser
+from mgct.cli import COMMANDS, parser_of
 from mgct.errors import UserError
 
 
@@ -36,8 +35,7 @@ def command_tree() -> argparse.ArgumentParser:
         if groups and tuple(groups) not in levels:
             levels[tuple(groups)] = levels[()].add_parser(groups[0], help=f"{groups[0]} …").add_subparsers()
         parser = levels[tuple(groups)].add_parser(last, help=command.summary)
-        typed = make_parser(getattr(import_module(command.module), command.function), f"mgct {name}")
-        for action in typed._actions:
+        for action in parser_of(name)._actions:
             _copy(action, parser)
     return root
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from mgct import grids, predictors, samplers
 from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
-from mgct.bundled import bundled_models
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError, explain_damage, explain_memory
 from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
@@ -29,6 +28,7 @@ from mgct.grids import Point
 from mgct.noise import NoiseSchedule, x0_from_noise
 from mgct.predictors import Predict
 from mgct.sampling_options import SamplingOptions, Step
+from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
 from mgct.windows import Network, windowed
 
@@ -84,29 +84,21 @@ class AVPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a saved pipeline: a folder written by ``save_pretrained``, or the name of one on the Hub (USER/NAME).
+        """Load a saved pipeline: its folder, a run folder, or the name of one on the Hub (USER/NAME).
 
-        A name that ends in ``/model``, as a run's does, or whose first part is a folder here is never asked of the Hub.
-
-        The names of `mgct.bundled.bundled_models`, such as ``landscape``, are those of models that come with the
-        package; a saved pipeline in a folder of that name goes before them.
+        The names of `mgct.saved_models.bundled_models`, such as ``landscape``, are those of models that come with the
+        package; a saved pipeline in a folder of that name goes before them. A name that ends in ``/model``, as a run's
+        does, or whose first part is a folder here is never asked of the Hub.
 
         Raises:
-            UserError: a path that is no such folder, or one whose files are damaged.
+            UserError: there is no such model, or its files are damaged.
         """
         path, name = Path(pretrained_model_name_or_path), str(pretrained_model_name_or_path)
-        bundled = bundled_models()
-        if name in bundled and not (path / "model_index.json").is_file():
-            path = bundled[name]
         could_be_on_hub = isinstance(pretrained_model_name_or_path, str) and name.count("/") == 1
-        local = not could_be_on_hub or path.exists() or path.parent.is_dir() or path.name == "model"
-        if local and not (path / "model_index.json").is_file():
-            raise UserError(
-                f"{path} is not a saved pipeline (no model_index.json there); give the exported model's folder"
-                + (f", or one of the models that come with mgct: {', '.join(bundled)}" if bundled else "")
-            )
-        with explain_damage(path, "pipeline"):
-            return super().from_pretrained(str(path) if local else name, **{"use_safetensors": True, **kwargs})
+        if not could_be_on_hub or path.exists() or path.parent.is_dir() or path.name == "model":
+            name = str(find_pipeline(name))
+        with explain_damage(Path(name), "pipeline"):
+            return super().from_pretrained(name, **{"use_safetensors": True, **kwargs})
 
     @property
     def clip(self) -> ClipSpec:

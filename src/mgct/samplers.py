@@ -328,6 +328,28 @@ def get_sampler(name: str, steps: int | None = None) -> tuple[Sampler, int]:
     return sampler, steps
 
 
+def recommended_samplers(stage: int, jumps: bool) -> dict[str, Sequence[int]]:
+    """Name → (fewest, most) network calls of the samplers that a model is meant for.
+
+    Args:
+        stage: that its training reached, 1 or 2.
+        jumps: whether its second stage taught it jumps (`mgct.losses.FlowMap`).
+    """
+    denoiser: dict[str, Sequence[int]] = {
+        "sde-dpm-solver++": [4, 100],
+        "ddpm": [100, 1000],
+        "ddim": [25, 1000],
+        "dpm-solver": [9, 50],
+        "dpm-solver++": [6, 50],
+        "unipc": [6, 50],
+    }
+    if stage == 1:
+        return denoiser
+    if jumps:
+        return {"map": [1, 20], **denoiser}
+    return {**denoiser, "ddim": [12, 1000], "dpm-solver++": [4, 50], "unipc": [4, 50], "consistency": [1, 8]}
+
+
 def warn_if_not_recommended(recommended: dict[str, Sequence[int]], name: str, steps: int) -> None:
     """Warn when a model is sampled otherwise than it was made for; `DEFAULT` may be younger than the model.
 

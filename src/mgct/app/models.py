@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mgct.bundled import bundled_models
 from mgct.errors import UserError
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT, SAMPLERS
+from mgct.saved_models import bundled_models
 from mgct.types import ClipSpec
 
 RUNS = Path("runs")

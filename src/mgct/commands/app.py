@@ -42,6 +42,3 @@ def app(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limits = Limits(clips=most_clips, seconds=most_seconds)
     serve(lambda: build_app(models, runs, chosen, limits), print, host, port, password)
-
-
-app.optional_argument = "model"  # type: ignore[attr-defined]

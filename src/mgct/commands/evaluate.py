@@ -110,9 +110,6 @@ def compare_cards(cards: list[Path] | str) -> None:
     print(comparison([MetricCard.load(file) for file in files], [file.stem for file in files]))
 
 
-compare_cards.takes_many = True  # type: ignore[attr-defined]
-
-
 def get_weights(name: str, path: Path | None = None) -> None:
     """Get, check and convert the weights of a measuring network into the cache.
 

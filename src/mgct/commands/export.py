@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mgct import __version__
-from mgct.commands.sample import find_pipeline
 from mgct.convert import mm_diffusion_flags, to_mm_diffusion
 from mgct.errors import UserError
 from mgct.pipeline import AVPipeline
+from mgct.saved_models import find_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 import yaml
 
-from mgct.commands.sample import find_pipeline
 from mgct.errors import UserError
 from mgct.layout import start_processes
 from mgct.reproduce.paper import FigureName, PaperData, TableName, parse_extra
 from mgct.reproduce.run import reproduce_figure, reproduce_table, sample_table
 from mgct.reproduce.study import Settings, Study
+from mgct.saved_models import find_pipeline
 from mgct.types import ClipSpec
 
 
@@ -38,7 +38,7 @@ def read_models(path: Path) -> dict[str, Path]:
     for role, folder in content.items():
         named = path.parent / Path(folder).expanduser()
         try:
-            found[role] = Path(find_pipeline(str(named)))
+            found[role] = find_pipeline(named)
         except UserError:
             found[role] = named
     return found

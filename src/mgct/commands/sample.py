@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from mgct.bundled import bundled_models
 from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, MediaError, find_files, read_sound, read_video
@@ -23,31 +22,11 @@ from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
 from mgct.sampling_options import SamplingOptions
+from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, dequantise
 from mgct.upsampler import UpsamplerUNet, upsample
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def find_pipeline(model: str) -> str:
-    """The saved pipeline that ``model`` names: its folder, the run folder that holds it, or one that is bundled.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = Path(model)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "model_index.json").is_file():
-            return str(candidate)
-    bundled = bundled_models()
-    if model in bundled:
-        return str(bundled[model])
-    if folder.exists():
-        raise UserError(f"{model}: no saved model there (no model_index.json); give a run folder or its model/ folder")
-    raise UserError(
-        f"{model}: no such model; give a run folder made by `mgct train`, its model/ folder, or one of the models that "
-        f"come with mgct: {', '.join(bundled)}"
-    )
 
 
 def sample(
@@ -139,9 +118,6 @@ def sample(
         print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
     if state.num_processes > 1:
         state.destroy_process_group()  # its threads may not outlive the interpreter
-
-
-sample.when_alone = ["landscape", "clips"]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch import nn
 from mgct import __version__
 from mgct.checkpoint import Checkpoint, as_json, check_resumable, list_checkpoints, read_checkpoint, run_folder
 from mgct.clip_random import derive_seed
-from mgct.commands.sample import find_pipeline
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
@@ -28,32 +27,12 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
-from mgct.samplers import get_sampler
+from mgct.samplers import get_sampler, recommended_samplers
+from mgct.saved_models import find_pipeline
 from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
-
-_DENOISER: dict[str, Sequence[int]] = {
-    "sde-dpm-solver++": [4, 100],
-    "ddpm": [100, 1000],
-    "ddim": [25, 1000],
-    "dpm-solver": [9, 50],
-    "dpm-solver++": [6, 50],
-    "unipc": [6, 50],
-}
-RECOMMENDED: dict[int | str, dict[str, Sequence[int]]] = {
-    1: _DENOISER,
-    2: {
-        **_DENOISER,
-        "ddim": [12, 1000],
-        "dpm-solver++": [4, 50],
-        "unipc": [4, 50],
-        "consistency": [1, 8],
-    },
-    "map": {"map": [1, 20], **_DENOISER},
-}
-"""Samplers and network calls that a model of each stage is meant for; ``map``: stage 2 with a `FlowMap`."""
 
 
 def train(
@@ -136,13 +115,13 @@ def train(
         )
 
     def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
-        kind = objective.stage if objective.stage == 1 or not consistency.jump.needs_target_time else "map"
-        pipe = AVPipeline(network, clip, RECOMMENDED[kind], start_timestep=start_timestep)
+        recommended = recommended_samplers(objective.stage, consistency.jump.needs_target_time)
+        pipe = AVPipeline(network, clip, recommended, start_timestep=start_timestep)
         facts = ModelFacts(
             name=out.name,
             clip=clip,
             parameters=count_parameters(network),
-            recommended=RECOMMENDED[kind],
+            recommended=recommended,
             data=data,
             began_from=init,
             step=step,
@@ -186,9 +165,6 @@ def train(
         with explain_memory("train.micro_batch_size", clips):
             trainer.fit()
     say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
-
-
-train.settings_of = {"model": MultimodalUNet}  # type: ignore[attr-defined]
 
 
 def _silent(*_: Any, **__: Any) -> None:
@@ -236,7 +212,7 @@ def _start_timestep(source: str) -> int | None:
     """The noise level that the saved model of ``source`` is sampled from, if there is such a model and it has one."""
     if not source or Path(source).is_file():
         return None
-    index = Path(find_pipeline(source)) / "model_index.json"
+    index = find_pipeline(source) / "model_index.json"
     try:
         return json.loads(index.read_text()).get("start_timestep")
     except (ValueError, AttributeError) as error:

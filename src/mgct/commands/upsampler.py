@@ -109,9 +109,6 @@ def train_upsampler(
         print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
 
 
-train_upsampler.settings_of = {"model": UpsamplerUNet}  # type: ignore[attr-defined]
-
-
 def find_upsampler(folder: Path) -> Path:
     """The saved upsampler that ``folder`` names: itself, or the ``model`` in a run folder.
 
