@@ -43,6 +43,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toy import SHAPES, eight_modes, energy_distance, sinusoids
 
 from mgct import grids, losses, predictors, samplers
 from mgct.checkpoint import read_checkpoint
@@ -346,22 +347,12 @@ def upsampler_table(run: Path, data: str, count: int, picture: Path | None) -> s
 
 # ---------------------------------------------------------------------------------------------- trained networks
 
-SHAPES = AVSample(video=(1, 1, 1, 2), audio=(1, 2))
-
-
-def eight_modes(count: int, generator: torch.Generator) -> AVSample:
-    """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
-    angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
-    centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
-    return unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
-
 
 class MLP(nn.Module):
-    """ε_θ on these clips, called as `MultimodalUNet`."""
+    """ε_θ on the clips of `toy`, called as `MultimodalUNet`."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
-        self.frequencies = torch.exp(-math.log(1e4) * torch.arange(32) / 32)
         widths = [4 + 64, width, width, width]
         hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, 4))
@@ -369,8 +360,7 @@ class MLP(nn.Module):
     def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, window_shift: object = None) -> AVSample:  # noqa: ARG002
         """Predicted noise."""
         clips = AVSample(video=video, audio=audio)
-        phase = timestep.float().expand(len(video))[:, None] * self.frequencies
-        out = self.layers(torch.cat([pack(clips), phase.cos(), phase.sin()], 1))
+        out = self.layers(torch.cat([pack(clips), sinusoids(timestep, len(video))], 1))
         return unpack(out, SHAPES)
 
 
@@ -415,12 +405,6 @@ def trained(weight: losses.Weight, steps: int) -> nn.Module:
                 if mean is not now:
                     mean.lerp_(now, 0.05)
     return average
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|."""
-    between, inside_x, inside_y = (torch.cdist(a, b).mean().item() for a, b in ((x, y), (x, x), (y, y)))
-    return 2 * between - inside_x - inside_y
 
 
 def down_to(last: float, calls: int) -> grids.Grid:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from toy import SHAPES, eight_modes, energy_distance, sinusoids
 from variants import MAIN, VARIANTS, jumps, objects_of, share_of_compute, with_variant
 
 from mgct import samplers
@@ -57,15 +57,7 @@ def named_runs(variant: str) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- the toy
 
-SHAPES = AVSample(video=(1, 1, 1, 2), audio=(1, 2))
 TOY_BATCH = 256
-
-
-def eight_modes(count: int, generator: torch.Generator) -> AVSample:
-    """Clips of two numbers each: video on a circle, audio on another, run through three times as fast."""
-    angle = torch.randint(0, 8, (count,), generator=generator) * (2 * math.pi / 8)
-    centre = torch.stack([0.7 * angle.cos(), 0.7 * angle.sin(), 0.6 * (3 * angle).cos(), 0.6 * (3 * angle).sin()], 1)
-    return unpack(centre + 0.05 * torch.randn(count, 4, generator=generator), SHAPES)
 
 
 class MLP(nn.Module):
@@ -73,18 +65,12 @@ class MLP(nn.Module):
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
-        self.frequencies = torch.exp(-math.log(1e4) * torch.arange(32) / 32)
         widths = [4 + 64, width, width, width]
         self.first = nn.Linear(widths[0], width)
         self.goal = nn.Linear(64, width, bias=False)
         nn.init.zeros_(self.goal.weight)
         hidden = [layer for a, b in pairwise(widths[1:]) for layer in (nn.SiLU(), nn.Linear(a, b))]
         self.rest = nn.Sequential(*hidden, nn.SiLU(), nn.Linear(width, 4))
-
-    def features(self, time: Tensor, count: int) -> Tensor:
-        """Sinusoids (B, 64)."""
-        phase = time.float().expand(count)[:, None] * self.frequencies
-        return torch.cat([phase.cos(), phase.sin()], 1)
 
     def forward(
         self,
@@ -96,15 +82,15 @@ class MLP(nn.Module):
     ) -> AVSample:
         """Predicted noise."""
         x = pack(AVSample(video=video, audio=audio)).float()
-        own = self.features(timestep, len(x))
+        own = sinusoids(timestep, len(x))
         h = self.first(torch.cat([x, own], 1))
         if target_timestep is not None:
-            h = h + self.goal(self.features(target_timestep, len(x)) - own)
+            h = h + self.goal(sinusoids(target_timestep, len(x)) - own)
         return unpack(self.rest(h), SHAPES)
 
 
 class BatchRandom:
-    """`mgct.noise.ClipRandom` from one generator: clips need no seeds of their own here."""
+    """`mgct.clip_random.ClipRandom` from one generator: clips need no seeds of their own here."""
 
     def __init__(self, generator: torch.Generator, count: int) -> None:
         self.generator, self.count = generator, count
@@ -142,12 +128,6 @@ def train_toy(model: nn.Module, objective: MGCT, steps: int, seed: int, rate: Ca
         average_into(average, model, min(0.999, (1 + step) / (10 + step)))
         objective.after_step(model)
     return average
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|."""
-    between, inside_x, inside_y = (torch.cdist(a, b).mean().item() for a, b in ((x, y), (x, x), (y, y)))
-    return 2 * between - inside_x - inside_y
 
 
 @torch.no_grad()
