@@ -27,7 +27,7 @@ from mgct import AVPipeline, __version__
 from mgct.metrics.card import MetricCard
 from mgct.model_card import ModelFacts, model_card
 from mgct.samplers import recommended_samplers
-from mgct.saved_models import FOLDER
+from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
@@ -65,11 +65,19 @@ def of_run(run: Path) -> tuple[Path, dict[str, Any]]:
     return run / "model", {
         "data": config["data"],
         "began_from": config["init"],
+        "before": said_of(config["init"]) if config["init"] in bundled_models() else "",
         "step": done["step"],
         "stage": done["stage"],
         "settings": {name: config[name] for name in SHOWN[done["stage"]]},
         "cost": cost(clips, clips, sum(every * batch / row["clips_per_s"] for row in rows), {device()}),
     }
+
+
+def said_of(name: str) -> str:
+    """What the card of one of the package's models says of its training."""
+    text = (FOLDER / name / "README.md").read_text()
+    section = text.split("## Training\n", 1)[1].split("\n## ", 1)[0]
+    return " ".join(line.removeprefix("- ") for line in section.strip().splitlines())
 
 
 def cost(clips: int, different: int, seconds: float, devices: set[str]) -> str:

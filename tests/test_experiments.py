@@ -1,6 +1,7 @@
 """The scripts that train and publish the models of the paper's tables, on a plan of four steps."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mgct import AVPipeline, cli
+from mgct.saved_models import FOLDER
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,6 +165,7 @@ def test_the_model_of_a_run_is_bundled_with_what_it_began_from(run, tmp_path, mo
     config = ["--config", str(ROOT / "configs" / "finetune.yaml"), "--data", "world:dance"]
     small = ["--train.steps", "2", "--train.batch_size", "2", "--train.log_every", "1"]
     assert cli.main(["train", *config, *small, "--out", str(tmp_path / "run")]) == 0
+    shutil.copytree(FOLDER / "landscape-micro", tmp_path / "models" / "landscape-micro")
     card = next((ROOT / "experiments").rglob("stage1--dpm-solver-20--*.json"))
 
     folder = bundle.bundle("tuned", *bundle.of_run(tmp_path / "run"), card, 850)
@@ -171,7 +174,7 @@ def test_the_model_of_a_run_is_bundled_with_what_it_began_from(run, tmp_path, mo
         torch.testing.assert_close(exact, half.float(), atol=1e-3, rtol=1e-3)
     text = (folder / "README.md").read_text()
     for words in (
-        "Began from the weights of `landscape-micro`",
+        "Began from the weights of `landscape-micro`. Of those: Data: `world:landscape`. Steps: ",
         "world:dance",
         "Steps: 2",
         "4 clips, 4 of them different",

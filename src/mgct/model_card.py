@@ -23,6 +23,7 @@ class ModelFacts:
         recommended: sampler → (fewest, most) network calls that it was made for, as `AVPipeline` keeps it.
         data: what it was trained on, as ``mgct train --data`` takes it; empty: not known.
         began_from: the weights that it was trained from, as ``mgct train --init`` takes them; empty: from none.
+        before: what is known of the training of those weights, in words; empty: not recorded.
         step: optimiser steps that it was trained for.
         stage: 1 or 2; None: not known.
         settings: the run's settings, nested names → plain values; shown as YAML.
@@ -40,6 +41,7 @@ class ModelFacts:
     recommended: Mapping[str, Sequence[int]]
     data: str = ""
     began_from: str = ""
+    before: str = ""
     step: int | None = None
     stage: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +131,8 @@ def _samplers(facts: ModelFacts) -> str:
 def _training(facts: ModelFacts) -> str:
     said = [f"- Data: {f'`{_line(facts.data)}`' if facts.data else 'not recorded'}."]
     if facts.began_from:
-        said.append(f"- Began from the weights of `{_line(facts.began_from)}`, and what those had been trained on.")
+        before = f". Of those: {_line(facts.before)}" if facts.before else ", and what those had been trained on."
+        said.append(f"- Began from the weights of `{_line(facts.began_from)}`{before}")
     if facts.step is not None:
         said.append(f"- Steps: {facts.step:,}.")
     if facts.stage is not None:
