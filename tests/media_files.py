@@ -158,7 +158,7 @@ def spin_on_three(number: int) -> int:
     return number * number
 
 
-def crawl(path: Path, frames: int = 400) -> None:
+def crawl(path: Path, frames: int = 1400) -> None:
     """A small Matroska file whose every frame is large and takes long to decode: one intra picture, many times."""
     side = 2048
     with av.open(str(path), "w", format="matroska") as out:
