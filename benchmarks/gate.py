@@ -6,8 +6,8 @@
 Both sides run in this process, A B A B …, in float32 on the CPU, and are timed in CPU seconds, so that neither a faster
 machine nor a busy one changes much. The ratio is the median over the pairs. The plain side is a stack of 3×3
 convolutions of 64 channels in PyTorch's channels-last format, repeated until it has done the same number of operations.
-How fast PyTorch's convolutions are differs between makers of processors and with the width of their vectors, so each
-kind has its own ratios; one that is not known is compared with the largest.
+How fast PyTorch's convolutions are differs between makers and families of processors and with the width of their
+vectors, so each kind has its own ratios; one that is not known is compared with the largest.
 """
 
 from __future__ import annotations
@@ -106,10 +106,12 @@ def measured(pairs: int) -> dict[str, float]:
 
 
 def processor() -> str:
-    """Its maker, as Linux calls it, or the kind of machine; and the widest vectors that PyTorch uses on it."""
-    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    named = (line.partition(":")[2].strip() for line in facts if line.startswith("vendor_id"))
-    return f"{next(named, platform.machine())} {torch.backends.cpu.get_cpu_capability()}"
+    """Its maker and family, as Linux has them, or the kind of machine; and the widest vectors that PyTorch uses."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    maker, family = facts.get("vendor_id", platform.machine()), facts.get("cpu family")
+    return f"{maker}{f' family {family}' if family else ''} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> int:
