@@ -120,6 +120,10 @@ def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
     arguments = [f"--config={ROOT}/configs/micro.yaml", "--data=world:landscape", f"--out={tmp_path}"]
     status, _, err = run(capsys, "train", *arguments, "--consistency.jump=FlowMap")
     assert (status, "needs --model.target_time true" in err) == (2, True)
+    status, _, err = run(capsys, "train", *arguments, "--monitor.sampler=map")
+    assert (status, "monitor.sampler map jumps; it needs --model.target_time true" in err) == (2, True)
+    status, _, err = run(capsys, "train", *arguments, "--balance=LearnedUncertainty", "--train.max_loss_rise=10")
+    assert (status, "a learned balance makes the loss negative" in err) == (2, True)
 
 
 def test_an_objective_is_chosen_in_the_yaml(tmp_path):

@@ -37,7 +37,7 @@ def written(text):
     return write
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     replace_folder(folder, written("first"))
     replace_folder(folder, written("second"))
@@ -46,8 +46,20 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         written("half")(draft)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"model: the model could not be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"model cannot be written \(No space left on device\)"):
         replace_folder(folder, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "weights").read_text() == "second"
+    rename, refuse = type(folder).rename, iter([False, True, False])
+
+    def full(path, target):
+        if next(refuse):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(folder), "rename", full)
+    with pytest.raises(UserError, match="model cannot be written"):
+        replace_folder(folder, written("third"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (folder / "weights").read_text() == "second"
 

@@ -78,9 +78,12 @@ def check_resumable(checkpoint: Checkpoint, seed: int, steps: int, run: Path) ->
     """Refuse to go on with another seed, or to a step that has been passed.
 
     Raises:
-        UserError: which of the two, and what to do.
+        UserError: which of the two, and what to do; or the checkpoint does not say.
     """
-    if (before := checkpoint.state.get("seed", seed)) != seed:
+    if missing := {"seed", "step"} - checkpoint.state.keys():
+        lacks = " and ".join(sorted(missing))
+        raise UserError(f"{checkpoint.path} is damaged (no {lacks}); take it away to resume from an earlier one")
+    if (before := checkpoint.state["seed"]) != seed:
         raise UserError(f"{run} was trained with train.seed {before}; resume with the same")
     if (done := checkpoint.state["step"]) > steps:
         raise UserError(

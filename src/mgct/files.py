@@ -48,7 +48,8 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         draft.rename(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UserError(f"{folder}: the model could not be written ({error.strerror or error})") from error
+        restore_folders(folder.parent)
+        raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -80,8 +80,7 @@ def log_snr_grid_to_clean(schedule: NoiseSchedule, calls: int) -> Grid:
     first order. Up to `STABLE_END_CALLS` it starts at the last point but one of the grid to timestep 0, where no call
     can be spared, and above from timestep 0 itself; measured in ``docs/sampling.md``.
     """
-    points = log_snr_grid(schedule, calls + 1)[:-1] if calls <= STABLE_END_CALLS else log_snr_grid(schedule, calls)
-    return [*points, CLEAN]
+    return map_grid(schedule, calls) if calls <= STABLE_END_CALLS else [*log_snr_grid(schedule, calls), CLEAN]
 
 
 CONSISTENCY_END = NoiseSchedule().log_snr(torch.tensor(100.0)).item()
@@ -93,7 +92,7 @@ SHORTEST_CONSISTENCY = 1.0
 
 
 def map_grid(schedule: NoiseSchedule, calls: int) -> Grid:
-    """A grid of ``calls`` points uniform in λ, then the clean end, for jumps: as far as may be at every call."""
+    """A grid of ``calls`` points uniform in λ, then the clean end in place of timestep 0, which would be the next."""
     return [*log_snr_grid(schedule, calls + 1)[:-1], CLEAN]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
+from mgct.metrics.distances import LEAST_CLIPS
 from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT, get_sampler
@@ -80,8 +81,8 @@ class MonitorSettings:
                 get_sampler(self.sampler, self.sample_steps)
             except UserError as error:
                 raise UserError(f"monitor.sampler, monitor.sample_steps: {error}") from error
-        if self.metric_clips < 3:
-            raise UserError(f"monitor.metric_clips must be at least 3, got {self.metric_clips}")
+        if self.metric_clips < LEAST_CLIPS:
+            raise UserError(f"monitor.metric_clips must be at least {LEAST_CLIPS}, got {self.metric_clips}")
 
 
 def band_means(

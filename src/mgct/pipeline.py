@@ -363,16 +363,20 @@ class AVPipeline(DiffusionPipeline):
                 with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
                     x = self._integrate(predict, batch, positions, shapes, options, given)
-                if not torch.isfinite(x).all():
-                    broken = [k for k, clip in zip(batch, x, strict=True) if not torch.isfinite(clip).all()]
-                    raise UserError(
-                        f"clips {', '.join(map(str, broken))} are not finite numbers: the model's weights are damaged, "
-                        f"{self.unet.dtype} is too narrow for it, or guidance_scale is too large"
-                    )
-                clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
+                    self._check_finite(x, batch)
+                    clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
                 done = first + len(batch)
                 bar.set_postfix_str(f"{done}/{len(indices)} clips, {done / (time.monotonic() - started):.2f} clips/s")
                 yield batch, clips
+
+    def _check_finite(self, x: Tensor, batch: list[int]) -> None:
+        """Refuse packed clips (B, D) that are not finite numbers; stored, they would be black and silent."""
+        finite = torch.isfinite(x).all(1).tolist()
+        if broken := [str(clip) for clip, good in zip(batch, finite, strict=True) if not good]:
+            raise UserError(
+                f"clips {', '.join(broken)} are not finite numbers: the model's weights are damaged, {self.unet.dtype} "
+                "is too narrow for it, or guidance_scale is too large"
+            )
 
     def _integrate(
         self,

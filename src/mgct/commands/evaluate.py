@@ -10,7 +10,7 @@ from mgct.errors import UserError
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.evaluate import evaluate
 from mgct.metrics.protocols import get_protocol
-from mgct.metrics.sources import clip_of, has_splits, open_source
+from mgct.metrics.sources import clip_of, open_source, split_of
 from mgct.metrics.weights import fetch_weights
 from mgct.types import ClipSpec
 
@@ -64,7 +64,7 @@ def evaluate_clips(
         workers=workers,
         device=device,
         weights=weights,
-        split=split if has_splits(sides[0]) else "",
+        split=split_of(sides[0], split),
     )
     print(card.to_markdown())  # before saving, which may fail
     written = card.save(path if out is not None else _free_name(path, card))

@@ -27,7 +27,7 @@ from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
-from mgct.samplers import get_sampler, recommended_samplers
+from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.saved_models import find_pipeline
 from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Transfer
 from mgct.trainer import Trainer, TrainSettings, count_parameters
@@ -93,10 +93,9 @@ def train(
         _load_weights(unet, init)
     if consistency.jump.needs_target_time and not unet.config["target_time"]:
         raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
-    if monitor.samples_every or monitor.metric_every:
-        sampler, _ = get_sampler(monitor.sampler, monitor.sample_steps)
-        if sampler.jumps and not unet.config["target_time"]:
-            raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
+    watched = monitor.samples_every or monitor.metric_every
+    if watched and SAMPLERS[monitor.sampler].jumps and not unet.config["target_time"]:
+        raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
     if train.max_loss_rise is not None and isinstance(balance, LearnedUncertainty):
         raise UserError("train.max_loss_rise: a learned balance makes the loss negative; leave one of the two out")
     objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight)

@@ -17,6 +17,8 @@ from mgct.errors import MgctWarning, UserError
 
 LEFT_OUT = 8
 """A draw of an interval leaves out one clip of so many."""
+LEAST_CLIPS = 3
+"""A side, for an interval: it leaves one out, and a covariance takes two."""
 
 
 class RankDeficientWarning(MgctWarning):
@@ -151,25 +153,29 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**64)
 
 
+def _left_out(count: int) -> int:
+    """How many of ``count`` clips a draw leaves out."""
+    return max(1, count // LEFT_OUT)
+
+
 def _kept(count: int, draws: int, generator: torch.Generator) -> Tensor:
     """Which of ``count`` clips each jackknife draw keeps: bool (draws, count), without a random `LEFT_OUT`th."""
     order = torch.stack([torch.randperm(count, generator=generator) for _ in range(draws)])
-    return order >= max(1, count // LEFT_OUT)
+    return order >= _left_out(count)
 
 
 def _kept_of_both(real: Tensor, fake: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """`_kept` of either side."""
     few = min(len(real), len(fake))
-    if few < 3:
-        raise UserError(f"an interval needs at least 3 clips a side, got {few}")
+    if few < LEAST_CLIPS:
+        raise UserError(f"an interval needs at least {LEAST_CLIPS} clips a side, got {few}")
     generator = _generator(seed)
     return _kept(len(real), draws, generator), _kept(len(fake), draws, generator)
 
 
 def _around(value: float, replicas: Tensor, count: int, confidence: float) -> Interval:
     """The delete-d jackknife interval: the spread of replicas without d of ``count`` clips, times √((n - d) / d)."""
-    left_out = max(1, count // LEFT_OUT)
-    spread = replicas.std() * math.sqrt((count - left_out) / left_out)
+    spread = replicas.std() * math.sqrt((count - _left_out(count)) / _left_out(count))
     half = float(spread * torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
     return Interval(value, value - half, value + half)
 

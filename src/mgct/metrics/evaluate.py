@@ -28,10 +28,10 @@ from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.metrics import sync
 from mgct.metrics.card import MetricCard, MetricValue, Side
-from mgct.metrics.distances import RankDeficientWarning
+from mgct.metrics.distances import LEAST_CLIPS, RankDeficientWarning
 from mgct.metrics.encoders import Encoder, load_encoder
 from mgct.metrics.protocols import AS_GIVEN, Protocol, get_protocol
-from mgct.metrics.sources import ClipSource, MemorySource, has_splits
+from mgct.metrics.sources import ClipSource, MemorySource, split_of
 from mgct.metrics.weights import cache_folder
 from mgct.types import AVSample, ClipSpec
 
@@ -217,10 +217,6 @@ class Measured(NamedTuple):
     sha256: str
 
 
-LEAST_CLIPS = 3
-"""A side; an interval leaves one out, and a covariance takes two."""
-
-
 def check_num(num: int, available: Mapping[str, int]) -> None:
     """Refuse more clips a side than there are, or fewer than a distance needs.
 
@@ -374,7 +370,7 @@ def measure_reference(
     chosen = get_protocol(protocol) if isinstance(protocol, str) else protocol
     count = chosen.num if num is None else num
     plan = _make_plan(chosen, device, weights, cache)
-    sides = [("real", source, split or (chosen.split if has_splits(source) else ""))]
+    sides = [("real", source, split or split_of(source, chosen.split))]
     [(side, measured)], loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
     return Reference(chosen, seed, side, measured, {e.name: e.weights_sha256 for e in loaded})
 
@@ -444,7 +440,7 @@ def evaluate(
     plan = _make_plan(chosen, device, weights, cache)
     sides: list[tuple[str, ClipSource, str]] = [("fake", fake, "")]
     if not isinstance(real, Reference):
-        sides.insert(0, ("real", real, split or (chosen.split if has_splits(real) else "")))
+        sides.insert(0, ("real", real, split or split_of(real, chosen.split)))
     found, loaded = _measure_sides(chosen, plan, sides, count, seed, workers, progress)
     if isinstance(real, Reference):
         if real.encoders != {e.name: e.weights_sha256 for e in loaded}:
@@ -493,7 +489,8 @@ def _cautions(protocol: Protocol, real: Side, fake: Side, encoders: Sequence[Enc
 def called(label: str, source: ClipSource, split: str) -> str:
     """A side of a measurement, ``real`` or ``fake``, in words."""
     what = "real" if label == "real" else "generated"
-    where = f" (its {split} split)" if split and has_splits(source) else ""
+    split = split_of(source, split)
+    where = f" (its {split} split)" if split else ""
     return f"{what} ones in {source.origin}{where}"
 
 

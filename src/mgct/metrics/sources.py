@@ -177,9 +177,9 @@ class SampleSource:
         return AVSample(video=torch.cat([c.video for c in ordered]), audio=torch.cat([c.audio for c in ordered]))
 
 
-def has_splits(source: ClipSource) -> bool:
-    """Whether clips are of a train or test split: those of a folder of videos or samples are of neither."""
-    return source.container in ("shards", "world")
+def split_of(source: ClipSource, split: str) -> str:
+    """``split``; empty where there are none: the clips of a folder of videos or samples are of neither."""
+    return split if source.container in ("shards", "world") else ""
 
 
 def is_endless(source: str) -> bool:

@@ -34,7 +34,7 @@ from mgct.metrics.card import MetricCard
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.evaluate import FEATURES_VERSION, Reference, called, check_num, evaluate, measure_reference
 from mgct.metrics.protocols import get_protocol
-from mgct.metrics.sources import ClipSource, SampleSource, has_splits, identity, is_endless, open_source
+from mgct.metrics.sources import ClipSource, SampleSource, identity, is_endless, open_source, split_of
 from mgct.pipeline import AVPipeline
 from mgct.reproduce.paper import Row, Sampling
 from mgct.types import AVSample, ClipSpec
@@ -356,7 +356,7 @@ class Measurer:
         for name in self.protocol.encoders:
             load_encoder(name, settings.weights.get(name), settings.encoder_device)  # before hours of sampling
         self.identity = identity(self.real)
-        self.split = settings.real_split if has_splits(self.real) else ""
+        self.split = split_of(self.real, settings.real_split)
         self._reference: Reference | None = None
 
     def key(self, samples: str) -> str:
