@@ -275,6 +275,16 @@ def test_training_lowers_the_loss(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_the_learning_rate_rises_stays_and_falls(tmp_path):
+    one = trainer(tmp_path, steps=6, warmup_steps=2, cooldown_steps=3, log_every=1)
+    one.fit()
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    more = dataclasses.replace(one.settings, steps=12)  # resumed with more steps
+    assert more.learning_rate_at(6) == more.learning_rate
+    assert TrainSettings(steps=6).learning_rate_at(5) == TrainSettings().learning_rate
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path):
     one = trainer(tmp_path)
 
@@ -324,6 +334,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         (TrainSettings, {"steps": 0}, "train.steps must be positive"),
         (TrainSettings, {"max_grad_norm": 0}, "train.max_grad_norm must be positive"),
         (TrainSettings, {"warmup_steps": -5}, "train.warmup_steps may not be negative"),
+        (TrainSettings, {"cooldown_steps": -1}, "train.cooldown_steps may not be negative"),
         (TrainSettings, {"ema_decay": 1.0}, "ema_decay"),
         (TrainSettings, {"learning_rate": float("inf")}, "train.learning_rate must be finite"),
         (Transfer, {"delta": float("nan")}, "transfer.delta must be positive"),

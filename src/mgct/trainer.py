@@ -59,8 +59,11 @@ class TrainSettings:
         batch_size: clips per step over all processes.
         micro_batch_size: clips per forward call of a process; None: its whole share at once. Less memory, same
             result; but of each the consistency loss sees at least one clip (``consistency.share``, rounded up).
-        learning_rate: of AdamW, constant after the warm-up.
+        learning_rate: of AdamW, constant between warm-up and cooldown.
         warmup_steps: steps over which the learning rate rises linearly from 0.
+        cooldown_steps: last steps over which it falls linearly to 0 (Hägele et al. 2024, Scaling laws and
+            compute-optimal training beyond fixed training durations). A run that is resumed with more steps, from its
+            end or from a checkpoint before the cooldown, is at the whole rate again.
         weight_decay: of AdamW.
         max_grad_norm: the gradient's norm is clipped to this.
         max_loss_rise: a step whose loss is above this times the mean of the stage's last 100 stops the run, as one that
@@ -88,6 +91,7 @@ class TrainSettings:
     micro_batch_size: int | None = None
     learning_rate: float = 1e-4
     warmup_steps: int = 0
+    cooldown_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_loss_rise: float | None = None
@@ -105,7 +109,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        not_negative = ("weight_decay", "warmup_steps", "num_workers")
+        not_negative = ("weight_decay", "warmup_steps", "cooldown_steps", "num_workers")
         check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
@@ -113,6 +117,12 @@ class TrainSettings:
             raise UserError(f"train.micro_batch_size must be positive, got {self.micro_batch_size}")
         if self.max_loss_rise is not None and self.max_loss_rise <= 1:
             raise UserError(f"train.max_loss_rise must be above 1, got {self.max_loss_rise}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step ``step``, counted from 0; above 0 in every step."""
+        rising = (step + 1) / max(self.warmup_steps, 1)
+        falling = (self.steps - step) / (self.cooldown_steps + 1)
+        return self.learning_rate * min(1.0, rising, falling)
 
 
 class Trainer:
@@ -244,9 +254,8 @@ class Trainer:
         self._average_learned_gradients()
         self._look()
         norm, bad = self.guard.check(self.step, values["loss"][0] / count, batch.keys, before)
-        rate = settings.learning_rate * min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = settings.learning_rate_at(self.step)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel does nothing where it is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
