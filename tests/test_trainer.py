@@ -16,7 +16,13 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from mgct.checkpoint import list_checkpoints, read_checkpoint, read_metrics, write_checkpoint
+from mgct.checkpoint import (
+    checkpoint_to_resume,
+    list_checkpoints,
+    read_checkpoint,
+    read_metrics,
+    write_checkpoint,
+)
 from mgct.data.batches import ClipBatch
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
@@ -377,6 +383,37 @@ def test_a_damaged_state_is_named(tmp_path, state):
     (path / "state.json").write_text(state)
     with pytest.raises(UserError, match=r"state\.json: cannot be read \(it does not say the step\)"):
         read_checkpoint(tmp_path)
+
+
+SAME = {"model": {"width": 4}, "clip": {"frames": 8}}
+
+
+@pytest.mark.parametrize(
+    ("state", "asked", "message"),
+    [
+        ({}, {"config": {**SAME, "kind": "upsampler"}}, "is a run of `mgct train`; resume it with that"),
+        ({"config": {**SAME, "kind": "upsampler"}}, {}, "is a run of `mgct train-upsampler`"),
+        ({}, {"config": {**SAME, "model": {"width": 5}}}, r"other settings \(model\.width\)"),
+        ({}, {"config": {**SAME, "clip": {}}}, r"other settings \(clip\.frames\)"),
+        ({}, {"seed": 1}, "train.seed 0; resume with the same"),
+        ({}, {"steps": 2}, "beyond train.steps 2: .*--train.steps 5"),
+        ({"config": {"model": SAME["model"]}}, {}, "step-00000003 is damaged"),
+        ({"config": []}, {}, "step-00000003 is damaged"),
+        ({"seed": None}, {}, "train.seed None"),
+        ({}, {"resume": False}, "--resume goes on with it"),
+    ],
+)
+def test_only_the_same_training_is_resumed(tmp_path, state, asked, message):
+    write_checkpoint(tmp_path, 3, {}, {"seed": 0, "config": SAME, **state}, keep=1)
+    with pytest.raises(UserError, match=message):
+        checkpoint_to_resume(tmp_path, **{"resume": True, "config": SAME, "seed": 0, "steps": 3, **asked})
+
+
+def test_the_newest_checkpoint_is_resumed_and_without_one_a_run_begins(tmp_path):
+    assert checkpoint_to_resume(tmp_path, False, SAME, 0, 9) is None
+    for step in (3, 4):
+        write_checkpoint(tmp_path, step, {}, {"seed": 0, "config": {**SAME, "data": "elsewhere"}}, keep=2)
+    assert checkpoint_to_resume(tmp_path, True, SAME, 0, 9).state["step"] == 4
 
 
 def test_a_damaged_row_of_the_log_is_named_and_an_unfinished_one_left_out(tmp_path):

@@ -73,23 +73,56 @@ class Checkpoint:
         except Exception as error:
             raise UserError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say of what a damaged checkpoint lacks that it is damaged."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path} is damaged ({error!r}); take it away to resume from an earlier one"
+            ) from error
 
-def check_resumable(checkpoint: Checkpoint, seed: int, steps: int, run: Path) -> None:
-    """Refuse to go on with another seed, or to a step that has been passed.
+
+def checkpoint_to_resume(
+    run: Path, resume: bool, config: Mapping[str, Any], seed: int, steps: int
+) -> Checkpoint | None:
+    """The newest checkpoint of a run folder, which must be of the same training; None where a new run begins.
+
+    Args:
+        run: the run folder.
+        resume: whether to go on; without it the folder may not hold a run.
+        config: what is kept in each checkpoint, as `as_json` gives it: of ``kind``, ``model`` and ``clip`` nothing may
+            have changed.
+        seed: of the run; the same as before.
+        steps: to train to, at least as far as the run is.
 
     Raises:
-        UserError: which of the two, and what to do; or the checkpoint does not say.
+        UserError: there is a run, or none; it is another one, has got further, or is damaged; and what to do.
     """
-    if missing := {"seed", "step"} - checkpoint.state.keys():
-        lacks = " and ".join(sorted(missing))
-        raise UserError(f"{checkpoint.path} is damaged (no {lacks}); take it away to resume from an earlier one")
-    if (before := checkpoint.state["seed"]) != seed:
-        raise UserError(f"{run} was trained with train.seed {before}; resume with the same")
-    if (done := checkpoint.state["step"]) > steps:
-        raise UserError(
-            f"{run} is at step {done} already, beyond train.steps {steps}: give the step to train to, as in "
-            f"--train.steps {done + steps}"
-        )
+    if not resume:
+        if found := list_checkpoints(run):
+            raise UserError(f"{run} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
+        return None
+    checkpoint = read_checkpoint(run)
+    with checkpoint.explained():
+        before = checkpoint.state["config"]
+        if before.get("kind") != config.get("kind"):
+            command = {"upsampler": "train-upsampler"}.get(before.get("kind"), "train")
+            raise UserError(f"{run} is a run of `mgct {command}`; resume it with that")
+        for part in ("model", "clip"):
+            names = sorted(config[part].keys() | before[part].keys())
+            if changed := [f"{part}.{key}" for key in names if config[part].get(key) != before[part].get(key)]:
+                named = ", ".join(changed)
+                raise UserError(f"{run} was trained with other settings ({named}); see {run / 'config.yaml'}")
+        if (trained := checkpoint.state["seed"]) != seed:
+            raise UserError(f"{run} was trained with train.seed {trained}; resume with the same")
+        if (done := checkpoint.state["step"]) > steps:
+            raise UserError(
+                f"{run} is at step {done} already, beyond train.steps {steps}: give the step to train to, as in "
+                f"--train.steps {done + steps}"
+            )
+    return checkpoint
 
 
 def as_json(values: Any) -> Any:

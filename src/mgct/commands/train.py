@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import Checkpoint, as_json, check_resumable, list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import as_json, checkpoint_to_resume, run_folder
 from mgct.clip_random import derive_seed
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
@@ -77,15 +77,8 @@ def train(
     accelerator = make_accelerator(train.precision)
     if accelerator.is_main_process:
         restore_folders(out)
-    found = list_checkpoints(out)
-    if found and not resume:
-        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
-    checkpoint = read_checkpoint(out) if resume else None
-    if checkpoint is not None:
-        with _explained(checkpoint):
-            _check_same_model(checkpoint.state["config"], model, clip, out)
-            check_resumable(checkpoint, train.seed, train.steps, out)
-
+    config = as_json({"model": model, "clip": vars(clip), "data": data})
+    checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
     start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
     torch.manual_seed(derive_seed(train.seed, "weights"))
     unet = MultimodalUNet(**model)
@@ -145,10 +138,9 @@ def train(
         else nullcontext()
     ):
         accelerator.wait_for_everyone()
-        config = {"model": as_json(model), "clip": as_json(vars(clip)), "data": data}
         trainer = Trainer(unet, objective, loader, train, out, config, export, accelerator, monitor, monitors)
         if checkpoint is not None:
-            with _explained(checkpoint):
+            with checkpoint.explained():
                 trainer.load(checkpoint)
         say = print if accelerator.is_main_process else _silent
         if find_batch_size:
@@ -168,26 +160,6 @@ def train(
 
 def _silent(*_: Any, **__: Any) -> None:
     """Print nothing: what all processes but the first do."""
-
-
-@contextmanager
-def _explained(checkpoint: Checkpoint) -> Iterator[None]:
-    """Say of what a damaged checkpoint lacks that it is damaged."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{checkpoint.path} is damaged ({error!r}); take it away to resume from an earlier one"
-        ) from error
-
-
-def _check_same_model(before: dict[str, Any], model: dict[str, Any], clip: ClipSpec, out: Path) -> None:
-    """Refuse to resume with another network or clip, naming what differs."""
-    for part, now in (("model", as_json(model)), ("clip", as_json(vars(clip)))):
-        names = sorted(now.keys() | before[part].keys())
-        changed = [f"{part}.{key}" for key in names if now.get(key) != before[part].get(key)]
-        if changed:
-            raise UserError(f"{out} was trained with other settings ({', '.join(changed)}); see {out / 'config.yaml'}")
 
 
 def _load_weights(unet: MultimodalUNet, source: str) -> None:

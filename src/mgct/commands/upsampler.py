@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mgct.checkpoint import as_json, check_resumable, list_checkpoints, read_checkpoint, run_folder
+from mgct.checkpoint import as_json, checkpoint_to_resume, run_folder
 from mgct.clip_random import derive_seed
 from mgct.convert import read_state_dict
 from mgct.data.batches import ClipBatch
@@ -58,14 +58,8 @@ def train_upsampler(
     accelerator = _accelerator(precision)
     if accelerator.is_main_process:
         restore_folders(out)
-    found = list_checkpoints(out)
-    if found and not resume:
-        raise UserError(f"{out} holds a run (its last checkpoint: {found[-1].name}); --resume goes on with it")
-    checkpoint = read_checkpoint(out) if resume else None
     config = as_json({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data})
-    if checkpoint is not None:
-        _check_same_run(checkpoint.state.get("config", {}), config, out)
-        check_resumable(checkpoint, train.seed, train.steps, out)
+    checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
     if train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
@@ -96,7 +90,8 @@ def train_upsampler(
         schedule = NoiseSchedule(device=accelerator.device)
         trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
         if checkpoint is not None:
-            trainer.load(checkpoint)
+            with checkpoint.explained():
+                trainer.load(checkpoint)
         if main:
             small = clip.size // unet.config["scale"]
             print(
@@ -130,20 +125,6 @@ def _accelerator(precision: Precision) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise UserError("upsamplers are trained with DDP, not FSDP; see configs/accelerate/")
     return make_accelerator(precision)
-
-
-def _check_same_run(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Refuse to resume another kind of run, or one with another network or clip, naming what differs."""
-    if before.get("kind") != "upsampler":
-        raise UserError(f"{out} is not a run of `mgct train-upsampler`; resume it with `mgct train`")
-    changed = [
-        f"{part}.{key}"
-        for part in ("model", "clip")
-        for key in sorted(now[part].keys() | before[part].keys())
-        if now[part].get(key) != before[part].get(key)
-    ]
-    if changed:
-        raise UserError(f"{out} was trained with other settings ({', '.join(changed)}); see {out / 'config.yaml'}")
 
 
 def _load_weights(unet: UpsamplerUNet, source: str) -> None:
