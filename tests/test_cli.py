@@ -126,6 +126,29 @@ def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
     assert (status, "a learned balance makes the loss negative" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--transfer.max_steps=9"], True),
+        (["--transfer.delta=0.1"], True),
+        ([], False),
+        (["--transfer.max_steps=9", "--consistency.weight=NoiseUnits"], False),
+        (["--transfer.max_steps=9", "--train.precision=fp32"], False),
+    ],
+)
+def test_a_second_stage_that_bfloat16_would_round_away_is_warned_of(capsys, recwarn, options, warned):
+    arguments = [f"--config={ROOT}/configs/micro.yaml", "--data=no-such-folder"]
+    off = [
+        "--transfer.min_steps=0",
+        "--transfer.delta=null",
+        "--transfer.max_steps=null",
+        "--consistency.weight=UnitWeight",
+    ]
+    status, _, err = run(capsys, "train", *arguments, *off, "--train.precision=bf16", *options)
+    assert (status, "no-such-folder" in err) == (2, True)
+    assert any("λ = 1 in bfloat16" in str(warning.message) for warning in recwarn) == warned
+
+
 def test_an_objective_is_chosen_in_the_yaml(tmp_path):
     from mgct.losses import PseudoHuber
     from mgct.stages import LogSnrGrid, TeacherDirection

@@ -77,7 +77,7 @@ class TrainSettings:
             time.
         compile: translate the network with torch.compile: a slow start, then faster steps; not with FSDP.
         cuda_graph: on one GPU, record the forward and backward pass once and replay them, so that the GPU need not wait
-            for the host. Where that cannot be (several processes, micro-batches, recomputed activations, compile, or
+            for the host. Where that cannot be (several processes, micro-batches, gradient_checkpointing, compile, or
             dropout in stage 2) every kernel is launched by itself, with the same result.
         seed: of everything random.
         num_workers: data loading processes per training process.

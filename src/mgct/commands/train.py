@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +20,10 @@ from mgct.clip_random import derive_seed
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
-from mgct.errors import UserError, explain_memory
+from mgct.errors import MgctWarning, UserError, explain_memory
 from mgct.files import replace_folder, restore_folders
 from mgct.layout import make_accelerator
-from mgct.losses import NoiseWeights
+from mgct.losses import NoiseWeights, UnitWeight
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
@@ -91,6 +92,14 @@ def train(
         raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
     if train.max_loss_rise is not None and isinstance(balance, LearnedUncertainty):
         raise UserError("train.max_loss_rise: a learned balance makes the loss negative; leave one of the two out")
+    second = transfer.delta is not None or transfer.max_steps is not None
+    if second and isinstance(consistency.weight, UnitWeight) and accelerator.mixed_precision == "bf16":
+        warnings.warn(
+            "stage 2 with λ = 1 in bfloat16: half of its consistency loss can be rounding; --train.precision fp32, or "
+            "--consistency.weight NoiseUnits",
+            MgctWarning,
+            stacklevel=2,
+        )
     objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight)
 
     def loader(step: int) -> Iterable[ClipBatch]:
