@@ -56,3 +56,13 @@ def tiny_shards(tmp_path_factory) -> Path:
         write_mp4(videos / f"{number}.mp4", video, tone.to(torch.int16)[None], fps=10, sample_rate_hz=8000)
     prepare(videos, out, ClipSpec(4, 10.0, 8, 160), test_fraction=0.2, workers=0, progress=False)
     return out
+
+
+@pytest.fixture
+def other_precision():
+    """accelerate keeps one precision for a process: forget it before and after."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()

@@ -126,6 +126,7 @@ def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
     assert (status, "a learned balance makes the loss negative" in err) == (2, True)
 
 
+@pytest.mark.usefixtures("other_precision")
 @pytest.mark.parametrize(
     ("options", "warned"),
     [

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from mgct.checkpoint import (
@@ -161,14 +160,6 @@ def test_a_compiled_run_has_the_same_losses_to_rounding(tmp_path):
         one.fit()
     plain, compiled = ([row["loss"] for row in read_metrics(run)] for run in runs.values())
     assert compiled == pytest.approx(plain, rel=1e-3)
-
-
-@pytest.fixture
-def other_precision():
-    """accelerate keeps one precision for a process: forget it before and after."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.mark.usefixtures("other_precision")
