@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mgct.clip_folder import load_clips, sample_to_folder
 from mgct.commands.sample import sample
 from mgct.data.media import AudioReader, VideoReader, read_clip
 from mgct.errors import UserError
+from mgct.given import Given
 from mgct.sampling_options import SamplingOptions
 from tests.media_files import write_media
 from tests.test_unet import randomised
@@ -48,6 +50,11 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     AVPipeline(randomised(), CLIP, {"dpm-solver++": [1, 50]}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return AVPipeline.from_pretrained(model)
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +251,43 @@ def test_a_given_folder_or_start_that_will_not_do_is_named(model, tmp_path, how,
     with pytest.raises(UserError, match=message):
         sample(str(model), tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("clip_x0", {"clip_x0": False}),
+        ("window_shift", {"window_shift": 1}),
+        ("variation", {"variation_of": [3]}),
+        ("variation", {"variation_of": [3], "variation": 0.2}),
+        ("start_timestep", {"start_timestep": 600}),
+        ("num_clips", {}),
+    ],
+)
+def test_clips_made_otherwise_are_not_mixed_in(pipe, tmp_path, name, changes):
+    first = {"variation_of": [3]} if "variation" in changes else {}
+    sample_to_folder(pipe, tmp_path, 1, SamplingOptions(steps=2, progress=False, **first), format="safetensors")
+    with pytest.raises(UserError, match=f"made otherwise.*{name}"):
+        sample_to_folder(
+            pipe,
+            tmp_path,
+            1 if changes else 2,
+            SamplingOptions(steps=2, progress=False, **changes),
+            format="safetensors",
+        )
+
+
+def test_clips_of_another_given_sound_or_scale_are_not_mixed_in(pipe, tmp_path):
+    options = SamplingOptions(steps=1, progress=False)
+    empty, sound = torch.zeros(1, 0, 3, 8, 8), torch.full((1, 1, CLIP.audio_samples), 0.5)
+    given = Given(AVSample(video=empty, audio=sound), "guided", 4.0)
+    sample_to_folder(pipe, tmp_path, 1, options, given=given)
+    for other in (replace(given, guidance_scale=2.0), replace(given, start=AVSample(video=empty, audio=-sound))):
+        with pytest.raises(UserError, match=r"made otherwise.*given"):
+            sample_to_folder(pipe, tmp_path, 1, options, given=other)
+
+
+def test_clips_without_a_record_are_not_added_to(pipe, tmp_path):
+    (tmp_path / "clip_000007.mp4").write_bytes(b"mine")
+    with pytest.raises(UserError, match="without a record"):
+        sample_to_folder(pipe, tmp_path, 1, SamplingOptions(steps=1, progress=False))

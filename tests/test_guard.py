@@ -1,6 +1,7 @@
 """A step that must not be taken: it changes nothing, and the run says what happened."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -101,3 +102,57 @@ def test_the_gradient_s_norm_is_that_of_all_and_is_clipped():
     assert (norm.item(), bad.item()) == (5.0, 0.0)
     assert parameters["b"].grad[1].item() == pytest.approx(0.8, rel=1e-5)
     assert guard.look() is None
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """The checkpoint before step 5, whose loss was not finite; the log's last row is of step 3, stage 2 began at 4."""
+    one = trainer(tmp_path, steps=6)
+    damage(one, 5, lambda one: one.objective.schedule.log_alpha.fill_(float("nan")))
+    with pytest.raises(UserError, match="step 5"):
+        one.fit()
+    return read_checkpoint(tmp_path).state
+
+
+def test_a_bad_step_leaves_no_trace_in_the_checkpoint(stopped):
+    assert stopped["objective"]["updates"] == 1
+    assert (stopped["means"]["steps"], stopped["means"]["counts"]["loss"]) == (2, 8)
+    assert math.isfinite(stopped["means"]["sums"]["loss"])
+    assert stopped["guard"]["count"] == 1  # of stage 2
+    assert math.isfinite(stopped["guard"]["average"])
+
+
+def test_a_run_that_goes_on_knows_its_usual_loss(tmp_path):
+    first = trainer(tmp_path, steps=3)
+    first.fit()
+    second = trainer(tmp_path, steps=6)
+    second.load(read_checkpoint(tmp_path))
+    assert second.guard.state() == first.guard.state()
+    assert second.guard.state()["count"] == 3
+
+
+def guard(rise=None):
+    parameters = {"a": torch.zeros(2, requires_grad=True)}
+    parameters["a"].grad = torch.tensor([0.3, 0.4])
+    return StepGuard(parameters, 1.0, rise, Layout(make_accelerator("fp32")))
+
+
+def test_a_gradient_below_the_norm_is_left_alone():
+    one = guard()
+    one.check(0, torch.tensor(1.0), ["k"], {})
+    assert one.parameters["a"].grad.tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_a_rise_is_told_after_twenty_steps_against_the_last_hundred():
+    one = guard(rise=10.0)
+    for step in range(19):
+        one.check(step, torch.tensor(1.0), ["k"], {})
+    assert guard(rise=10.0).check(0, torch.tensor(50.0), ["k"], {})[1] == 0
+    state = one.state()
+    assert one.check(19, torch.tensor(50.0), ["k"], {})[1] == 0
+    one.load_state(state)
+    for step in range(19, 300):
+        one.check(step, torch.tensor(1.0), ["k"], {})
+    assert one.check(300, torch.tensor(50.0), ["k"], {})[1] == 1
+    one.check(301, torch.tensor(2.0), ["k"], {})
+    assert one.average.item() == pytest.approx(1.01)

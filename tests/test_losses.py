@@ -19,6 +19,7 @@ from mgct.losses import (
     UnitWeight,
     consistency_loss,
     multimodal_loss,
+    per_clip_mean,
 )
 from mgct.noise import NoiseLevel, NoiseSchedule
 from mgct.stages import (
@@ -30,6 +31,7 @@ from mgct.stages import (
     LossRatio,
     OwnElements,
     TargetDecay,
+    TargetDirection,
     TeacherDirection,
     Transfer,
     UniformGrid,
@@ -368,3 +370,122 @@ def test_transferred_networks_start_as_theta():
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), unet.parameters(), strict=True))
         assert not any(p.requires_grad for p in network.parameters())
     assert mixed.state() == {"stage": 2, "transfer_step": 7, "updates": 0, "average": None}
+
+
+def test_means_are_of_float32_or_better():
+    x = torch.rand(2, 5000)
+    assert per_clip_mean(x.bfloat16()).dtype == torch.float32
+    assert per_clip_mean(x.double()).dtype == torch.float64
+
+
+def test_the_direction_is_predicted_without_dropout_at_the_step_s_shift():
+    unet, seen = randomised(dropout=0.5).train(), []
+    unet.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["window_shift"]), with_kwargs=True)
+    predict = TargetDirection().predictor(unet, None, 1)
+    one, two = (predict(clips(), torch.full((3,), 500.0)) for _ in range(2))
+    assert torch.equal(one.video, two.video)
+    assert seen == [1, 1]
+    assert unet.training
+
+
+def test_theta_minus_has_the_dropout_of_theta():
+    mixed = objective(1.0, direction=TargetDirection())
+    unet = randomised(dropout=0.5).train()
+    mixed.start_stage_2(unet, 0)
+    mixed.loss(unet, clips(), ClipRandom([1, 2, 3]), 0)
+    assert mixed.target.training
+
+
+def test_at_the_end_point_noise_units_are_the_squared_noise_ratio():
+    low, high = torch.tensor([0.0, 0.0, 20.0]), torch.tensor([1.0, 20.0, 40.0])
+    sample = clips()
+    plain, weighed = (
+        consistency_loss(Recorded(), Recorded(), sample, noise_like(sample), low, high, SCHEDULE, **how)
+        for how in ({}, {"weight": NoiseUnits()})
+    )
+    level = SCHEDULE.level(high)
+    torch.testing.assert_close(
+        weighed.loss / plain.loss, (level.alpha / level.sigma).square().float(), rtol=1e-3, atol=0
+    )
+
+
+class Louder(Recorded):
+    def forward(self, *inputs, **options):
+        out = super().forward(*inputs, **options)
+        return AVSample(video=out.video, audio=out.audio + 1)
+
+
+def test_the_consistency_loss_of_each_modality_is_logged_as_its_own():
+    sample, same = clips(), torch.full((3,), 500.0)
+    logs = consistency_loss(Louder(), Recorded(), sample, noise_like(sample), same, same, SCHEDULE).logs
+    assert logs["loss_cm_video"].max() < 1e-6 < logs["loss_cm_audio"].min()
+
+
+def test_every_draw_of_a_step_is_a_draw_of_its_own():
+    asked = []
+
+    class Noted(ClipRandom):
+        def uniform(self, name):
+            asked.append(name)
+            return super().uniform(name)
+
+        def normal(self, name, shape):
+            asked.append(name)
+            return super().normal(name, shape)
+
+        def first(self, count):
+            return Noted(self.seeds[:count], self.device)
+
+    mixed = objective(0.5)
+    mixed.start_stage_2(randomised(), 0)
+    mixed.loss(randomised(), clips(), Noted([1, 2, 3]), 0)
+    assert len(asked) == len(set(asked)) == 7
+
+
+def test_a_share_of_the_clips_is_rounded_up():
+    mixed, unet = objective(0.5, share=0.3), randomised()
+    mixed.start_stage_2(unet, 0)
+    assert len(mixed.loss(unet, clips(4), ClipRandom([1, 2, 3, 4]), 0).logs["loss_cm"]) == 2
+
+
+def test_the_noisiest_level_and_the_last_pair_are_trained():
+    class Last(ClipRandom):
+        def uniform(self, name):
+            return torch.full((len(self.seeds),), 1 - 1e-9, dtype=torch.float64)
+
+        def first(self, count):
+            return Last(self.seeds[:count], self.device)
+
+    seen = []
+
+    class Noted(Recorded):
+        def forward(self, video, audio, timestep, window_shift=None):
+            seen.append(timestep[0].item())
+            return super().forward(video, audio, timestep)
+
+    mixed = objective(0.5)
+    mixed.start_stage_2(Noted(), 0)
+    result = mixed.loss(Noted(), clips(), Last([1, 2, 3]), 0)
+    assert result.timestep.tolist() == [999] * 3
+    assert set(seen) == {999.0, mixed.grid[-2].item()}
+
+
+def test_the_teacher_leads_once_theta_minus_has_moved():
+    unet, random = randomised().train(), ClipRandom([1, 2, 3])
+    ours, default = objective(1.0, direction=TeacherDirection()), objective(1.0)
+    for each in (ours, default):
+        each.start_stage_2(unet, 0)
+        with torch.no_grad():
+            for parameter in each.target.parameters():
+                parameter.mul_(0.5)
+    assert not torch.equal(ours.loss(unet, clips(), random, 0).loss, default.loss(unet, clips(), random, 0).loss)
+
+
+def test_the_first_average_of_theta_minus_is_the_shortest():
+    mixed, unet = objective(0.5, decay=TargetDecay(0.9, warmup=True)), randomised()
+    mixed.start_stage_2(unet, 0)
+    first = next(unet.parameters()).detach().clone()
+    with torch.no_grad():
+        next(unet.parameters()).add_(1)
+    mixed.after_step(unet)
+    torch.testing.assert_close(next(mixed.target.parameters()).detach(), first + 0.9)

@@ -1,5 +1,6 @@
 """Laws of the distances, and their agreement with the reference."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mgct.errors import UserError
+from mgct.metrics import distances
 from mgct.metrics.distances import (
     RankDeficientWarning,
     frechet_at_infinity,
@@ -149,3 +151,22 @@ def test_unbiased_kernel_distance_does_not_depend_on_blocks_of_rows() -> None:
 def test_wrong_features_are_refused(real: torch.Tensor, fake: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         frechet_distance(real, fake)
+
+
+def test_a_higher_confidence_is_wider_by_the_normal_law():
+    x, y = normal(40, 3, 0), normal(40, 3, 1)
+    one, two = (kernel_interval(x, y, confidence=c, draws=20) for c in (0.6826895, 0.9544997))
+    assert (two.high - two.low) / (one.high - one.low) == pytest.approx(2, rel=1e-5)
+
+
+def test_as_many_clips_as_dimensions_are_too_few():
+    with pytest.warns(RankDeficientWarning, match="5 real clips for 5"):
+        frechet_distance(normal(5, 5, 0), normal(50, 5, 1))
+
+
+def test_the_interval_is_scaled_by_the_smaller_side():
+    x, y = normal(15, 3, 0), normal(800, 3, 1)
+    kept = zip(*distances._kept_of_both(x, y, 30, 0), strict=True)
+    spread = torch.tensor([frechet_distance(x[a], y[b]) for a, b in kept]).std().item()
+    found = frechet_interval(x, y, draws=30)
+    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * math.sqrt(14) * spread, rel=1e-5)

@@ -15,12 +15,14 @@ from mgct.cli import main
 from mgct.clip_folder import save_clips
 from mgct.errors import UserError
 from mgct.metrics import evaluate as e
+from mgct.metrics import sync
 from mgct.metrics.card import MetricCard, comparison
 from mgct.metrics.distances import frechet_distance
 from mgct.metrics.encoders import load_encoder
 from mgct.metrics.protocols import PROTOCOLS, get_protocol
-from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, identity, open_source
+from mgct.metrics.sources import MemorySource, SampleSource, VideoSource, clip_of, identity, open_source, split_of
 from mgct.types import dequantise
+from tests.test_metrics_sync import flashes_and_beeps
 
 SPEC = ClipSpec(8, 10.0, 16, 2560)
 pytestmark = pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
@@ -466,3 +468,138 @@ def test_a_folder_of_mgct_sample_is_read_as_it_was_made(tmp_path: Path) -> None:
     (tmp_path / "sampling.json").write_text(json.dumps({"clip": asdict(made), "seconds": None}))
     assert open_source(tmp_path).spec == made
     assert open_source(tmp_path, SPEC).spec == SPEC
+
+
+def test_larger_frames_are_averaged_and_rounded():
+    spec, small = ClipSpec(2, 10.0, 64, 2560), ClipSpec(2, 10.0, 16, 2560)
+    video = torch.randint(0, 256, (1, *spec.video_shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video[..., ::4] = 255
+    found, _ = e.conform(AVSample(video=video, audio=torch.zeros(1, 1, 512, dtype=torch.int16)), spec, small)
+    assert found.video.float().mean().item() == pytest.approx(video.float().mean().item(), abs=0.4)
+
+
+def test_features_of_other_weights_are_not_taken_from_the_cache(real, fake, tmp_path):
+    from mgct.metrics.encoders import compact
+
+    tensors = load_file(Path(compact.__file__).parent / "compact_audio.safetensors")
+    tensors["embed.weight"] *= 2
+    save_file(tensors, tmp_path / "mine.safetensors")
+    first = measured(real, fake, cache=tmp_path / "cache")
+    other = measured(real, fake, cache=tmp_path / "cache", weights={"compact-audio": tmp_path / "mine.safetensors"})
+    assert other.value("FAD-compact") == pytest.approx(4 * first.value("FAD-compact"), rel=1e-3)
+
+
+def test_the_cache_knows_size_rates_and_modality(tmp_path):
+    stored, other = clips(4, 0), clips(4, 1)
+    encoders = [load_encoder("compact-video"), load_encoder("compact-audio")]
+    mixed = AVSample(video=stored.video, audio=other.audio)
+    ways = [(None, stored, SPEC), (ClipSpec(8, 10.0, 8, 2560), stored, SPEC)]
+    ways += [(None, stored, replace(SPEC, sample_rate_hz=5120)), (None, mixed, SPEC)]
+    for clip, what, spec in ways:
+        plain, cached = (e.Extractor(encoders, clip, cache, "cpu")(what, spec) for cache in (None, tmp_path))
+        for name, value in plain.features.items():
+            torch.testing.assert_close(cached.features[name], value)
+
+
+def test_a_metric_is_multiplied_by_its_scale_bounds_and_limit_too(real, fake):
+    scaled = replace(
+        PROTOCOLS["compact"], metrics=tuple(replace(m, scale=1000.0) for m in PROTOCOLS["compact"].metrics)
+    )
+    plain = measured(real, fake)
+    card = e.evaluate(real, fake, scaled, num=36, draws=8, cache=None, progress=False)
+    for ours, theirs in zip(card.values, plain.values, strict=True):
+        for name in ("value", "low", "high", "at_infinity"):
+            if getattr(theirs, name) is not None:
+                assert getattr(ours, name) == pytest.approx(1000 * getattr(theirs, name))
+
+
+def test_the_running_metric_is_scaled_too(real, fake, monkeypatch):
+    plain = e.RunningMetric(real, num=36)(fake.clips, SPEC)
+    scaled = replace(
+        PROTOCOLS["compact"], metrics=tuple(replace(m, scale=1000.0) for m in PROTOCOLS["compact"].metrics)
+    )
+    monkeypatch.setitem(PROTOCOLS, "compact", scaled)
+    row = e.RunningMetric(real, num=36)(fake.clips, SPEC)
+    assert row["FAD-compact"] == pytest.approx(1000 * plain["FAD-compact"])
+
+
+def test_copies_are_sought_among_the_real_clips(real):
+    few = MemorySource(real.clips.map(lambda x: x[:12].repeat(3, *[1] * (x.dim() - 1))), SPEC)
+    rows = measured(real, few).synchrony
+    assert (rows["nearest_ratio_compact-video"], rows["copied_share_compact-video"]) == (0, 1)
+    features = load_encoder("compact-video")(few.clips, SPEC)
+    assert rows["fake"]["diversity_compact-video"] == pytest.approx(sync.diversity(features), rel=1e-3)
+
+
+def test_the_synchrony_score_stands_between_chance_and_real_clips():
+    real, fake = (
+        MemorySource(flashes_and_beeps(SPEC, offset, 12, seed), SPEC) for offset, seed in ((0.0, 0), (0.02, 1))
+    )
+    rows = measured(real, fake, num=12).synchrony
+    chance, top = rows["real"]["sync_score_shuffled"], rows["real"]["sync_score"]
+    assert rows["score_between_bounds"] == pytest.approx((rows["fake"]["sync_score"] - chance) / (top - chance))
+
+
+def test_measuring_leaves_the_threads_as_they_were(real, fake):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        measured(real, fake, num=8)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_card_says_how_its_sides_differ(real, fake, tmp_path):
+    stored = open_source(write_samples(tmp_path / "stored", fake.clips))
+    assert any("stored as memory, generated ones as safetensors" in note for note in measured(real, stored).warnings)
+    protocol = replace(PROTOCOLS["compact"], split="train")
+    card = e.evaluate(real, fake, protocol, num=36, draws=8, cache=None, progress=False, split="test")
+    assert any("of the test split" in note for note in card.warnings)
+
+
+def test_an_encoder_of_a_fixed_batch_is_refused_another(real, fake, monkeypatch):
+    from mgct.metrics.encoders.compact import CompactVideoEncoder
+
+    monkeypatch.setattr(CompactVideoEncoder, "fixed_batch", 8)
+    with pytest.raises(UserError, match="needs batches of 8, not 32"):
+        measured(real, fake)
+
+
+def test_one_draw_makes_no_interval(real, fake):
+    with pytest.raises(UserError, match="at least 2 draws"):
+        measured(real, fake, draws=1)
+
+
+def test_any_clip_may_be_chosen():
+    assert max(e.choose(1000, 50, 0)) > 500
+
+
+def test_clips_of_a_length_are_read_at_that_length(tmp_path):
+    made = ClipSpec(frames=4, fps=10, size=16, sample_rate_hz=8000)
+    (tmp_path / "sampling.json").write_text(json.dumps({"clip": asdict(made), "seconds": 1.2}))
+    assert clip_of(tmp_path) == replace(made, frames=12)
+
+
+def test_a_world_without_end_is_not_measured():
+    with pytest.raises(UserError, match="as in world:dance:2048"):
+        open_source("world:dance", SPEC)
+
+
+def test_videos_and_samples_are_of_no_split(real, tiny_shards):
+    assert split_of(real, "test") == ""
+    assert split_of(open_source(tiny_shards), "test") == "test"
+
+
+def test_a_source_is_of_the_split_asked_for(tiny_shards):
+    assert [len(open_source(tiny_shards, split=split)) for split in ("test", "train")] == [2, 8]
+    one, two = (open_source("world:dance:2", SPEC, split).read([0]).video for split in ("test", "train"))
+    assert not torch.equal(one, two)
+
+
+def test_a_file_written_anew_is_another_source(tmp_path):
+    folder = write_samples(tmp_path / "samples", clips(30, 2))
+    before = identity(open_source(folder))
+    path = sorted(folder.glob("*"))[-1]
+    os.utime(path, ns=(1, 1))
+    assert identity(open_source(folder)) != before

@@ -160,3 +160,53 @@ def test_copies_are_found() -> None:
     assert copied.copied_share == 1
     assert torch.equal(copied.nearest, torch.arange(200, 500))
     assert sync.nearest_neighbours(training[:3], training[:1]).ratio == 0
+
+
+def test_luma_is_that_of_bt_601():
+    video = torch.zeros(1, 4, 3, 2, 2, dtype=torch.uint8)
+    for channel in range(3):
+        video[:, channel + 1, channel] = 255
+    assert sync.motion_curve(video)[0].tolist() == pytest.approx([0.299, 0.587 - 0.299, 0.587 - 0.114])
+
+
+def test_a_summary_in_its_units():
+    spec = ClipSpec(16, 10.0, 16, 16000)
+    curves = sync.curves(flashes_and_beeps(spec, 0.0, 12), spec)
+    rows = sync.summary(curves)
+    assert rows["motion_per_s"] == pytest.approx(float(curves.motion.mean()) * 10)
+    shuffled = sync.peak_scores(curves._replace(onset=curves.onset.roll(1, 0)))
+    for name, value in shuffled.items():
+        assert rows[f"{name}_shuffled"] == value
+    assert rows["av_align_iou"] > rows["av_align_iou_shuffled"]
+    for level, silent in ((-59.0, 0), (-61.0, 1)):
+        assert sync.summary(curves._replace(loudness_db=torch.full((12,), level)))["silent_share"] == silent
+    for motion, still in ((0.9 / 255, 1), (1.1 / 255, 0)):
+        assert sync.summary(curves._replace(motion=torch.full((12, 15), motion)))["still_share"] == still
+
+
+def test_a_beat_is_as_sharp_as_the_frames_allow():
+    motion = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+    onset = torch.zeros(1, 400)
+    onset[0, 140] = 1.0  # 0.7 s; the motion is lowest at 2 / 4 fps = 0.5 s
+    found = sync.peak_scores(sync.Curves(motion, onset, torch.zeros(1), 4.0))["beat_alignment"]
+    assert found == pytest.approx(math.exp(-(0.2**2) / (2 * 0.125**2)), rel=1e-4)
+
+
+def test_the_end_of_a_steady_sound_is_no_onset():
+    tone = (torch.cos(2 * math.pi * 441.3 * torch.arange(8000) / 16000) * 30000).to(torch.int16)
+    assert float(sync.onset_curve(tone[None, None], 16000)[0, -2:].max()) == 0
+
+
+def test_a_peak_of_motion_is_dated_when_the_new_frame_appears():
+    assert sync.video_peaks_s(torch.tensor([0.0, 1.0, 0.0, 0.0]), 10.0) == pytest.approx([0.2])
+    assert sync.motion_beats_s(torch.tensor([1.0, 0.0, 1.0, 1.0]), 10.0) == pytest.approx([0.2])
+
+
+def test_a_lag_counts_by_how_much_of_the_clips_overlaps():
+    draw = torch.Generator().manual_seed(0)
+    motion, onset = torch.rand(2, 15, generator=draw), torch.rand(2, 320, generator=draw)
+    curves, lag_s = sync.Curves(motion, onset, torch.zeros(2), 10.0), sync.lags(10.0, 16)
+    mean = sync.correlation(motion, onset, 10.0, lag_s).mean(0)
+    tapered = mean * (1 - lag_s.abs() * 10 / 16).sqrt()
+    assert tapered.argmax() != mean.argmax()
+    assert sync.set_lag(curves).lag_s == pytest.approx(lag_s[tapered.argmax()].item())

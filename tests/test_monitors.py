@@ -1,5 +1,7 @@
 """What is watched in training changes nothing of it, and says what it should."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,6 +12,8 @@ from mgct.data.media import probe
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
 from mgct.losses import ClipLoss
+from mgct.metrics import sync
+from mgct.metrics.sources import open_source
 from mgct.monitors import RUNNING_METRIC, Monitors, MonitorSettings, band_means, reference_clips
 from mgct.trainer import Trainer
 from mgct.types import quantise
@@ -165,3 +169,102 @@ def test_the_held_out_loss_is_of_both_splits_and_depends_on_the_network_alone(ti
 )
 def test_a_held_out_loss_is_only_of_what_there_is(data, names):
     assert set(HeldOutLoss(data, CLIP, 4, torch.device("cpu"), 2)(Share(0.0))) == names
+
+
+def test_a_run_that_goes_on_knows_its_best_metric(tmp_path):
+    first, second = (trainer(tmp_path, steps=1) for _ in range(2))
+    first.monitors, second.monitors = (SimpleNamespace(best=best, due=lambda _: False) for best in (0.5, None))
+    first.fit()
+    second.load(read_checkpoint(tmp_path))
+    assert second.monitors.best == 0.5
+
+
+def watch(tmp_path, values):
+    """A run whose metric at steps 2 and 4 is as given: it, what was exported, and what was sampled from."""
+    one = trainer(tmp_path, steps=4)
+    exported, sampled = [], []
+
+    class Fake:
+        best = None
+        is_best = Monitors.is_best
+
+        def due(self, step):
+            return step % 2 == 0
+
+        def __call__(self, network, step, trackers):
+            sampled.append(network)
+            return {RUNNING_METRIC: values[step]}
+
+    one.monitors = Fake()
+    one.export = lambda network, objective, step, name: exported.append(
+        (name, step, next(network.parameters()).clone())
+    )
+    one.fit()
+    return one, exported, sampled
+
+
+def test_the_best_model_is_the_average_and_was_measured_itself(tmp_path):
+    one, exported, sampled = watch(tmp_path, {2: 2.0, 4: 1.0})
+    assert all(network is one.ema for network in sampled)
+    best = [(step, weights) for name, step, weights in exported if name == "best"]
+    assert [step for step, _ in best] == [2, 4]
+    assert torch.equal(best[-1][1], next(one.ema.parameters()))
+
+
+def test_clips_are_compared_with_the_test_split_where_it_is_large_enough(tiny_shards):
+    test, train = (open_source(tiny_shards, CLIP, split) for split in ("test", "train"))
+    assert (len(test), len(train)) == (2, 8)
+    for num, expected in ((2, test), (3, train)):
+        found = reference_clips(str(tiny_shards), CLIP, num)
+        assert torch.equal(found.read([0]).video, expected.read([0]).video)
+    world = reference_clips("world:landscape", CLIP, 4)
+    assert torch.equal(world.read(range(4)).video, open_source("world:landscape:4", CLIP, "test").read(range(4)).video)
+
+
+def test_loudness_and_motion_are_of_the_samples_and_of_the_reference(tmp_path):
+    plain = trainer(tmp_path)
+    settings = MonitorSettings(
+        samples_every=0, metric_every=1, metric_clips=4, test_loss_clips=0, reference="world:dance:4"
+    )
+    monitors = Monitors(settings, CLIP, "world:landscape", tmp_path, plain.accelerator)
+    clips = open_source("world:landscape:4", CLIP, "test").read(range(4))
+    row, real = monitors._loudness_and_motion(clips), open_source("world:dance:4", CLIP, "test").read(range(4))
+    for suffix, part in (("", clips), ("_data", real)):
+        assert row[f"motion{suffix}"] == pytest.approx(sync.motion_curve(part.video).mean().item())
+        assert row[f"loudness_db{suffix}"] == pytest.approx(sync.loudness_db(part.audio).mean().item())
+
+
+@pytest.mark.filterwarnings("ignore::mgct.metrics.distances.RankDeficientWarning")
+def test_the_running_metric_is_the_geometric_mean_of_its_distances(tmp_path):
+    plain = trainer(tmp_path)
+    settings = MonitorSettings(samples_every=0, metric_every=1, metric_clips=4, test_loss_clips=0)
+    monitors = Monitors(settings, CLIP, "world:landscape", tmp_path, plain.accelerator)
+    row = monitors._measure(open_source("world:dance:4", CLIP, "test").read(range(4)))
+    assert row[RUNNING_METRIC] == pytest.approx((row["FVD-compact"] * row["FAD-compact"]) ** 0.5)
+
+
+def test_the_held_out_loss_is_of_all_noise_levels():
+    seen = []
+
+    class Seen(torch.nn.Module):
+        def forward(self, video, audio, timestep, **_):
+            seen.extend(timestep.tolist())
+            return AVSample(video=torch.zeros_like(video), audio=torch.zeros_like(audio))
+
+    HeldOutLoss("world:landscape", CLIP, 4, torch.device("cpu"), 3)(Seen())
+    assert seen == [125, 375, 625, 875]
+
+
+def test_the_held_out_clips_are_of_the_split_they_are_called_by(tiny_shards):
+    held = HeldOutLoss(str(tiny_shards), CLIP, 2, torch.device("cpu"), 3)
+    for split, clips in held.clips.items():
+        assert torch.equal(clips.video, open_source(tiny_shards, CLIP, split).read(range(2)).video)
+    world = HeldOutLoss("world:landscape", CLIP, 2, torch.device("cpu"), 3).clips["test"]
+    assert torch.equal(world.video, open_source("world:landscape:2", CLIP, "test").read(range(2)).video)
+
+
+def test_the_held_out_noise_of_the_modalities_is_not_the_same():
+    from mgct.held_out import _noise
+
+    video, audio = (_noise(torch.zeros(1, 8), modality, range(1)) for modality in ("video", "audio"))
+    assert not torch.equal(video, audio)

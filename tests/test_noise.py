@@ -119,3 +119,10 @@ def test_a_schedule_until_a_level_has_the_same_levels_below_it():
     for ours, theirs in zip(part.level(timesteps), whole.level(timesteps), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     torch.testing.assert_close(part.timestep_at(part.log_snr(timesteps)), timesteps, rtol=0, atol=1e-9)
+
+
+def test_timesteps_beyond_the_ends_count_as_the_ends():
+    beyond, ends = torch.tensor([-5.0, 2000.0]), torch.tensor([0.0, 999.0])
+    for ours, theirs in zip(SCHEDULE.level(beyond), SCHEDULE.level(ends), strict=True):
+        assert torch.equal(ours, theirs)
+    assert SCHEDULE.timestep_at(torch.tensor([50.0, -50.0])).tolist() == [0, 999]

@@ -18,7 +18,7 @@ from mgct.errors import UserError
 from mgct.given import Given
 from mgct.grids import Point
 from mgct.noise import NoiseSchedule
-from mgct.samplers import SAMPLERS
+from mgct.samplers import SAMPLERS, Sampler
 from mgct.sampling_options import SamplingOptions
 from mgct.types import dequantise, quantise
 from mgct.windows import windowed
@@ -523,3 +523,87 @@ def test_clips_that_are_not_finite_are_named_and_not_given_out():
         next(iter(pipe.unet.parameters())).fill_(math.nan)
     with pytest.raises(UserError, match=r"clips 4, 5 are not finite numbers: the model's weights are damaged"):
         pipe(steps=1, indices=[4, 5], clip_x0=False, **QUIET)
+
+
+def test_every_step_has_noise_of_its_own(pipe, monkeypatch):
+    seen, plain = [], Sampler.run
+
+    def run(self, predict, x, schedule, steps, noise):
+        seen.extend(noise(step) for step in range(3))
+        return plain(self, predict, x, schedule, steps, noise)
+
+    monkeypatch.setattr(Sampler, "run", run)
+    pipe(steps=3, sampler="ddpm", **QUIET)
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_sampler_clips_as_its_table_has_it(pipe):
+    for name, sampler in SAMPLERS.items():
+        usual, told, other = (
+            pipe(steps=3, sampler=name, clip_x0=clip, **QUIET).video for clip in (None, sampler.clip, not sampler.clip)
+        )
+        assert torch.equal(usual, told)
+        assert not torch.equal(usual, other)
+
+
+def test_no_dropout_while_sampling():
+    pipe = AVPipeline(tiny_unet(dropout=0.5).train(), CLIP)
+    one, two = (pipe(steps=2, **QUIET) for _ in range(2))
+    assert torch.equal(one.video, two.video)
+
+
+def test_schedulers_and_shifts_draw_from_the_seed_and_the_clip(pipe):
+    from diffusers import DDPMScheduler
+
+    seen = {}
+
+    class Noted(DDPMScheduler):
+        def step(self, *arguments, generator, **options):
+            seen[seed] = [one.initial_seed() for one in generator]
+            return super().step(*arguments, generator=generator, **options)
+
+    for seed in (0, 1):
+        pipe(num_clips=2, steps=2, sampler=Noted(), seed=seed, **QUIET)
+    assert len({*seen[0], *seen[1]}) == 4
+
+
+def test_window_shifts_are_the_seeds(pipe):
+    seen = {}
+    for seed in (0, 1):
+        seen[seed] = []
+        handle = pipe.unet.register_forward_pre_hook(
+            lambda _, args, kwargs, seed=seed: seen[seed].append(tuple(kwargs["window_shift"])), with_kwargs=True
+        )
+        pipe(steps=12, seed=seed, **QUIET)
+        handle.remove()
+    assert seen[0] != seen[1]
+
+
+def test_a_pipeline_samples_by_the_schedule_it_was_trained_with(tmp_path):
+    from mgct.noise import NoiseSchedule
+
+    AVPipeline(tiny_unet(), CLIP, num_timesteps=500, beta_start=2e-4, beta_end=0.03).save_pretrained(tmp_path)
+    loaded = AVPipeline.from_pretrained(tmp_path).schedule
+    assert torch.equal(loaded.alpha_bar, NoiseSchedule(500, 2e-4, 0.03).alpha_bar)
+
+
+def test_a_start_beyond_the_range_is_cut(pipe):
+    start = AVSample(video=torch.full((1, *CLIP.video_shape), 1.4), audio=torch.full((1, *CLIP.audio_shape), 1.4))
+    made = pipe.extend(start, 1.0, steps=2, **QUIET)
+    assert made.video.abs().max() <= 1
+    assert made.audio.abs().max() <= 1
+
+
+def test_what_is_shown_of_a_step_lies_in_the_range(pipe):
+    seen = []
+    pipe(steps=3, sampler="dpm-solver", on_step=lambda step: seen.append(step.clips.video.abs().max().item()), **QUIET)
+    assert max(seen) <= 1
+
+
+def test_the_start_fades_into_what_is_generated(pipe):
+    """The sound passes from the given one to the generated one."""
+    start = AVSample(video=torch.full((1, *CLIP.video_shape), 1.0), audio=torch.full((1, *CLIP.audio_shape), 1.0))
+    made = pipe.extend(start, 1.0, steps=2, **QUIET)
+    first, last = made.audio[0, 0, 192:200].mean(), made.audio[0, 0, 248:256].mean()
+    assert first > 0.9 > last

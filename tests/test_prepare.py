@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from mgct.data import parts
 from mgct.data import prepare as preparing
 from mgct.data.inspect import as_json, as_table, inspect_folder
 from mgct.data.media import WindowReader
-from mgct.data.prepare import prepare
+from mgct.data.prepare import _split, prepare
 from mgct.errors import UserError
 from mgct.files import locked
 from mgct.types import ClipSpec
@@ -402,3 +403,35 @@ def test_thresholds_decide_what_is_silent_and_static(videos, tmp_path):
         run(videos, tmp_path / "a", silence_dbfs=0.0)
     with pytest.raises(UserError, match="8 static"):
         run(videos, tmp_path / "b", static_levels=256.0)
+
+
+def test_one_file_is_left_for_either_split():
+    for fraction, tests in ((0.01, 1), (0.5, 2), (0.99, 3)):
+        assert list(_split(["a", "b", "c", "d"], fraction).values()).count("test") == tests
+
+
+def test_windows_follow_one_another(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_media(tmp_path / "videos" / "a.mp4", seconds=2.0)
+    clip = ClipSpec(frames=8, fps=10, size=16, sample_rate_hz=8000)
+    report = prepare(tmp_path / "videos", tmp_path / "out", clip, workers=0, progress=False, test_fraction=0)
+    assert report.clips["train"] == 2
+
+
+def test_of_equal_files_the_first_by_name_is_taken(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_media(tmp_path / "videos" / "b.mp4", seconds=2.0)
+    (tmp_path / "videos" / "a.mp4").write_bytes((tmp_path / "videos" / "b.mp4").read_bytes())
+    run(tmp_path / "videos", tmp_path / "out")
+    files = json.loads((tmp_path / "out" / "report.json").read_text())["files"]
+    assert [(file["path"], file["status"], file["reason"]) for file in files] == [
+        ("a.mp4", "taken", ""),
+        ("b.mp4", "refused", "duplicate"),
+    ]
+
+
+def test_the_clips_of_a_file_are_spread_over_a_shard(videos, tmp_path):
+    run(videos, tmp_path / "out", shard_clips=512)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    files = [key.split("_")[0] for key, *_ in index["shards"]["train"][0]["samples"]]
+    assert sum(a != b for a, b in itertools.pairwise(files)) > len(files) / 2

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -27,11 +28,16 @@ from mgct.data.worlds import get_world
 from mgct.errors import UserError
 from mgct.metrics.card import MetricCard
 from mgct.metrics.distances import RankDeficientWarning
+from mgct.metrics.protocols import PROTOCOLS
+from mgct.metrics.sources import open_source
 from mgct.noise import NoiseSchedule
 from mgct.plots import Estimate, calls_figure
 from mgct.reproduce import report, run, study
 from mgct.reproduce.paper import ROLES, TABLES, Sampling, parse_extra, table_rows
-from mgct.reproduce.study import Result, Settings, Study, read_speed
+from mgct.reproduce.study import Measurer, Result, Settings, Study, _model_digest, read_speed
+from mgct.sampling_options import SamplingOptions
+from tests.test_pipeline import CLIP as TINY
+from tests.test_pipeline import tiny_unet
 from tests.test_samplers import packed, reference_model
 
 CLIP = ClipSpec(frames=8, fps=10.0, size=16, sample_rate_hz=1280)
@@ -507,3 +513,49 @@ def test_a_solver_object_makes_rows_of_its_own(published, models, tmp_path, monk
     assert (one.audio - two.audio).abs().max() > 1e-2
     monkeypatch.setattr(study, "sample_to_folder", lambda *_, **__: pytest.fail("sampled again"))
     assert run.reproduce_table(mine, "table1", DATA, calls=[4], extra=extra)[1].card == other.card
+
+
+@pytest.fixture(scope="module")
+def roles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    AVPipeline(tiny_unet(), TINY, start_timestep=600).save_pretrained(folder)
+    return {"baseline": folder}
+
+
+def test_clips_are_kept_apart_by_how_they_are_clipped(roles, tmp_path):
+    study = Study(roles, tmp_path, Settings())
+    assert (
+        len({study.samples_key("baseline", Sampling("ddim", 5, clip_x0=clip), 8) for clip in (None, True, False)}) == 3
+    )
+
+
+def test_a_row_starts_where_it_says_whatever_the_model_s_own_start(roles, tmp_path):
+    pipe = Study(roles, tmp_path, Settings())._pipe("baseline")
+    assert pipe.start_timestep(Sampling("ddim", 5).options(0, 1, False)) == 999
+    assert pipe.start_timestep(Sampling("ddim", 5, start_timestep=700).options(0, 1, False)) == 700
+
+
+def test_a_model_of_another_noise_schedule_is_another_model():
+    unet = tiny_unet()
+    assert _model_digest(AVPipeline(unet, TINY)) != _model_digest(AVPipeline(unet, TINY, beta_end=0.03))
+
+
+def test_a_card_is_of_its_split_and_protocol(roles, tmp_path, monkeypatch):
+    def measurer(**settings):
+        study = Study(roles, tmp_path, Settings(num=4, **settings))
+        return Measurer(study, "world:landscape")
+
+    one, other = measurer(), measurer(split="train")
+    for made, split in ((one, "test"), (other, "train")):
+        expected = open_source("world:landscape:4", TINY, split).read([0])
+        assert torch.equal(made.real.read([0]).video, expected.video)
+    scaled = replace(PROTOCOLS["compact"], metrics=tuple(replace(m, scale=2.0) for m in PROTOCOLS["compact"].metrics))
+    monkeypatch.setitem(PROTOCOLS, "compact", scaled)
+    assert len({one.key("x"), other.key("x"), measurer().key("x")}) == 3
+
+
+def test_the_way_of_sampling_reaches_the_pipeline():
+    options = Sampling("ddim", 5, clip_x0=False, start_timestep=700).options(3, 4, False)
+    assert options == SamplingOptions(
+        steps=5, sampler="ddim", seed=3, batch_size=4, clip_x0=False, progress=False, start_timestep=700
+    )

@@ -13,7 +13,7 @@ from mgct.given import GUIDANCE_SCALE
 from mgct.grids import CLEAN, Point
 from mgct.noise import NoiseSchedule, consistency_coefficients
 from mgct.predictors import Known
-from mgct.samplers import SAMPLERS
+from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.types import AVSample, pack, unpack
 
 from .conftest import FIXTURES
@@ -490,3 +490,36 @@ def test_one_ancestral_step_has_the_reference_s_mean_and_variance(fixtures, clip
             variance = reference[f"{prefix}.variance.{name}"][row : row + 1].flatten(1)
             torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(spread.square(), variance.expand_as(spread), rtol=1e-3, atol=1e-7)
+
+
+def test_the_last_step_is_a_long_one_up_to_ten_calls():
+    assert grids.log_snr_grid_to_clean(SCHEDULE, 10) == grids.map_grid(SCHEDULE, 10)
+    assert grids.log_snr_grid_to_clean(SCHEDULE, 11)[-2].timestep == pytest.approx(0, abs=1e-6)
+
+
+def test_more_than_four_calls_of_the_consistency_sampler_have_the_usual_grid():
+    assert grids.consistency_grid(SCHEDULE, 5) == grids.map_grid(SCHEDULE, 5)
+
+
+def test_dpm_solver_alone_is_not_clipped():
+    assert [name for name, sampler in SAMPLERS.items() if not sampler.clip] == ["dpm-solver"]
+
+
+def test_a_scheduler_that_scales_its_input_ends_at_the_data():
+    """Euler's states are x/α: its start and what the network sees are scaled."""
+    from diffusers import EulerDiscreteScheduler
+
+    x = torch.ones(1, 2, dtype=torch.float64)
+    scheduler = EulerDiscreteScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    out = samplers.diffusers_scheduler(gaussian_noise, x, scheduler, 100, SCHEDULE, [])
+    torch.testing.assert_close(
+        out, exact_gaussian(x, grids.log_snr_grid(SCHEDULE, 2)[0], grids.CLEAN), rtol=0.05, atol=0
+    )
+
+
+def test_what_a_model_is_recommended_for():
+    one, two, jumps = recommended_samplers(1, False), recommended_samplers(2, False), recommended_samplers(2, True)
+    assert "consistency" not in one
+    assert two["consistency"] == [1, 8]
+    assert jumps["map"] == [1, 20]
+    assert all(two[name][0] < one[name][0] for name in ("ddim", "dpm-solver++", "unipc"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgct.data.batches import ClipBatch
+from mgct.data.batches import ClipBatch, stack
 from mgct.data.media import Window
 from mgct.data.numbered import ENDLESS, open_clips
 from mgct.data.parts import tar_block
@@ -506,3 +506,65 @@ def test_a_world_for_a_gpu_is_drawn_there() -> None:
     assert gpu.clips.video.is_cuda
     assert cpu.keys == gpu.keys
     assert int((cpu.clips.video.int() - gpu.clips.video.cpu().int()).abs().max()) <= 1
+
+
+def test_a_sound_one_sample_short_is_ended_with_silence():
+    """30 fps at 16 kHz: frames 8 to 15 begin at sample 4267 and have 4266 of their 4267 samples."""
+    clip = ClipSpec(frames=8, fps=30.0, size=2, sample_rate_hz=16000)
+    video, audio = np.zeros((16, 3, 2, 2), np.uint8), np.arange(1, 8534, dtype=np.int16)[None]
+    torch.use_deterministic_algorithms(True)  # which fills what is not initialised
+    try:
+        found = stack([("a", video, audio)], [0], clip, [8], [False]).clips.audio[0, 0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found[:-1].tolist() == audio[0, 4267:].tolist()
+    assert found[-1] == 0
+
+
+SHORT = ClipSpec(frames=3, fps=10, size=8, sample_rate_hz=1000)
+
+
+def drawn(batches):
+    """(start, mirrored) of every clip."""
+    found = []
+    for batch in batches:
+        for key, video in zip(batch.keys, batch.clips.video, strict=True):
+            row = video[0, 0, 0].int() - int(key.split("_")[1])
+            found.append((int(row.min()) // 10, bool(row[0] > row[7])))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_windows_and_mirroring_are_drawn_apart_from_the_seed(prepared, kind):
+    source = str(prepared) if kind == "folder" else sources(prepared, "")["pipes"]
+    one = drawn(take(60, source, SHORT))
+    assert set(one) == set(itertools.product(range(4), (False, True)))
+    plain = drawn(take(60, source, SHORT, flip=False))
+    assert set(plain) == set(itertools.product(range(4), (False,)))
+    assert [start for start, _ in one] == [start for start, _ in plain]
+    other = drawn(take(60, source, SHORT, seed=6))
+    same = sum(a == b for (a, _), (b, _) in zip(one, other, strict=True)) / len(one)
+    assert same < 0.5
+
+
+def test_epochs_of_a_stream_differ(prepared):
+    order = keys(take(44, sources(prepared, "")["one pipe"], batch_size=1))
+    assert order[:6] != order[6:12] or order[:6] != order[12:18]
+
+
+def test_what_is_not_there_is_not_asked_for_again(monkeypatch):
+    import urllib.error
+
+    from mgct.data import streams
+
+    asked = []
+
+    def missing(url, timeout):
+        asked.append(url)
+        raise urllib.error.HTTPError(url, 404, "Not Found", None, None)
+
+    monkeypatch.setattr(streams.urllib.request, "urlopen", missing)
+    monkeypatch.setattr(streams, "_RETRY_AFTER_S", (0.01, 0.01))
+    with pytest.raises(UserError, match="404"):
+        list(streams.stream_samples(["http://x/a.tar"]))
+    assert len(asked) == 1

@@ -20,13 +20,15 @@ from mgct.checkpoint import (
     list_checkpoints,
     read_checkpoint,
     read_metrics,
+    run_folder,
     write_checkpoint,
 )
 from mgct.data.batches import ClipBatch
 from mgct.errors import UserError
 from mgct.layout import make_accelerator
-from mgct.losses import FlowMap, PseudoHuber
+from mgct.losses import FlowMap, MinSNR, NoiseWeights, PseudoHuber
 from mgct.noise import NoiseSchedule
+from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, Consistency, LearnedUncertainty, TargetDecay, TeacherDirection, Transfer
 from mgct.trainer import Trainer, TrainSettings
 from mgct.types import AVSample
@@ -404,7 +406,7 @@ def test_the_newest_checkpoint_is_resumed_and_without_one_a_run_begins(tmp_path)
     assert checkpoint_to_resume(tmp_path, False, SAME, 0, 9) is None
     for step in (3, 4):
         write_checkpoint(tmp_path, step, {}, {"seed": 0, "config": {**SAME, "data": "elsewhere"}}, keep=2)
-    assert checkpoint_to_resume(tmp_path, True, SAME, 0, 9).state["step"] == 4
+    assert checkpoint_to_resume(tmp_path, True, SAME, 0, 4).state["step"] == 4
 
 
 def test_a_damaged_row_of_the_log_is_named_and_an_unfinished_one_left_out(tmp_path):
@@ -528,3 +530,107 @@ def test_twenty_kills_at_random_moments_end_as_the_undisturbed_run(tiny_shards, 
     for part in ("model", "ema", "target", "optimizer"):
         ours, theirs = (read_checkpoint(folder).tensors(part) for folder in (run, undisturbed))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items()), part
+
+
+def test_every_step_has_dropout_masks_and_window_shifts_of_its_own(tmp_path):
+    one, masks, shifts = trainer(tmp_path), [], []
+    for one.step in range(30):
+        one._seed_dropout()
+        masks.append(torch.rand(()).item())
+        shifts.append(tuple(one._shift(next(batches(0)))))
+    assert len(set(masks)) == 30
+    assert len(set(shifts)) > 1
+
+
+def test_another_seed_draws_other_noise(tmp_path):
+    first, second = (trainer(tmp_path, seed=seed)._random(next(batches(0)), slice(None)).seeds for seed in (0, 1))
+    assert not set(first) & set(second)
+
+
+def test_weights_decay_and_what_the_balance_learns_does_not(tmp_path):
+    one = trainer(tmp_path, weight_decay=0.3)
+    assert [group["weight_decay"] for group in one.optimizer.param_groups] == [0.3]
+    objective = MGCT(NoiseSchedule(), Transfer(), Consistency(), LearnedUncertainty())
+    two = Trainer(one.unet, objective, batches, one.settings, tmp_path, {}, lambda *_: None, one.accelerator)
+    assert [group["weight_decay"] for group in two.optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_what_the_balance_learns_has_the_learning_rate_of_the_rest(tmp_path):
+    one = trainer(tmp_path, steps=3, warmup_steps=10)
+    objective = MGCT(NoiseSchedule(), Transfer(), Consistency(), LearnedUncertainty())
+    two = Trainer(one.unet, objective, batches, one.settings, tmp_path, {}, lambda *_: None, one.accelerator)
+    two.fit()
+    assert {group["lr"] for group in two.optimizer.param_groups} == {two.settings.learning_rate_at(2)}
+
+
+def test_a_young_run_has_a_short_average(tmp_path):
+    one = trainer(tmp_path, steps=1)
+    before = next(one.unet.parameters()).detach().clone()
+    one.fit()
+    after = next(one.unet.parameters()).detach()
+    torch.testing.assert_close(next(one.ema.parameters()).detach(), before.lerp(after, 0.9))
+
+
+def test_a_row_of_the_log_is_the_mean_of_its_own_steps(tmp_path):
+    for every in (1, 3):
+        trainer(tmp_path / str(every), steps=6, log_every=every).fit()
+    single, rows = ([row["loss"] for row in read_metrics(tmp_path / str(every))] for every in (1, 3))
+    assert rows == pytest.approx([sum(single[:3]) / 3, sum(single[3:]) / 3])
+
+
+def test_delta_is_compared_with_the_loss_before_its_weights(tmp_path):
+    one = trainer(tmp_path, steps=3)
+    one.objective.noise_weight = NoiseWeights(MinSNR(0.01), MinSNR(0.01))
+    one.fit()
+    (row,) = read_metrics(tmp_path)
+    assert row["loss_average"] == row["loss_mm"] > row["loss"]
+
+
+def test_a_run_that_goes_on_keeps_the_row_of_the_step_it_was_stopped_at(tmp_path):
+    trainer(tmp_path, steps=3).fit()
+    second = trainer(tmp_path, steps=6)
+    second.load(read_checkpoint(tmp_path))
+    second.fit()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [3, 6]
+
+
+def test_stage_2_can_be_there_from_the_first_step(tmp_path):
+    one = trainer(tmp_path, steps=3)
+    one.objective.transfer = Transfer(max_steps=0)
+    one.fit()
+    assert (one.objective.transfer_step, one.objective.updates) == (0, 3)
+
+
+def test_the_kept_configuration_does_not_resume(tmp_path):
+    with run_folder(tmp_path / "run", "resume: true\ndata: x\n", "mgct train"):
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == {"resume": False, "data": "x"}
+
+
+def test_a_checkpoint_takes_the_place_of_another_and_of_what_a_kill_left(tmp_path):
+    for value in (1.0, 2.0):
+        (tmp_path / "checkpoints" / ".step-00000002.draft").mkdir(parents=True)
+        (tmp_path / "checkpoints" / ".step-00000001.old").mkdir()
+        (tmp_path / "checkpoints" / "step-00000009").mkdir(exist_ok=True)  # without its state
+        write_checkpoint(tmp_path, 2, {"model": {"a": torch.full((2,), value)}}, {}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert read_checkpoint(tmp_path).tensors("model")["a"].tolist() == [2, 2]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_copy_is_left_as_it_is():
+    one, other = RunningMeans(), None
+    value = (torch.tensor(1.0), torch.tensor(1.0))
+    one.add({"a": value})
+    other = one.copy()
+    one.add({"a": value, "b": value})
+    assert other.means(lambda x: x) == {"a": 1.0}
+    assert (other.counts["a"], other.steps) == (1, 1)
+
+
+def test_delta_is_compared_with_an_average_over_steps_not_rows(tmp_path):
+    one = trainer(tmp_path, steps=6)
+    one.objective.transfer = Transfer(average_steps=10)
+    one.fit()
+    first, second = read_metrics(tmp_path)
+    keep = 0.9**3
+    assert second["loss_average"] == pytest.approx(keep * first["loss_mm"] + (1 - keep) * second["loss_mm"])
