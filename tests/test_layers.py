@@ -16,7 +16,7 @@ LAYERS = [
     {"kernels", "norms", "resampling", "attention"},
     {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
-    {"unet", "grids", "data.worlds", "data.batches", "data.index", "data.parts", "data.inspect"},
+    {"unet", "grids", "coarse_start", "data.worlds", "data.batches", "data.index", "data.parts", "data.inspect"},
     {"predictors", "data.numbered", "data.streams", "data.report", "metrics.weights", "metrics.sync"},
     {"data.shards", "data.prepare", "metrics.encoders", "metrics.corruptions"},
     {"layout", "losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},

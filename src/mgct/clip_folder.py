@@ -214,6 +214,8 @@ def _record(
         "seconds": seconds,
         "format": format,
     }
+    if pipe.coarse_start is not None:
+        record["coarse_start"] = fingerprint(pipe.coarse_start)
     start = pipe.start_timestep(options)
     if start != pipe.schedule.num_timesteps - 1:
         record["start_timestep"] = start

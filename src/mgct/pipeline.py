@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
+from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these two modules)
 from mgct import grids, predictors, samplers
-from mgct import unet as _unet  # noqa: F401  (a saved pipeline names this module; it must be importable by then)
+from mgct import unet as _unet  # noqa: F401
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError, explain_damage, explain_memory
 from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
@@ -48,10 +49,15 @@ class AVPipeline(DiffusionPipeline):
         beta_start: β_0 of that schedule.
         beta_end: β_{T-1}.
         start_timestep: the noisiest level that this model is best sampled from; None: T-1. `SamplingOptions` overrules.
+        coarse_start: the law of the clips' coarse colours (`mgct.coarse_start.CoarseStart`), which the noise at the
+            start is given; None: it is left as it is.
     """
+
+    _optional_components: ClassVar[list[str]] = ["coarse_start"]
 
     if TYPE_CHECKING:  # what diffusers provides through untyped bases
         unet: Any
+        coarse_start: Any
         config: Any
         register_modules: Callable[..., None]
         register_to_config: Callable[..., None]
@@ -66,11 +72,12 @@ class AVPipeline(DiffusionPipeline):
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         start_timestep: int | None = None,
+        coarse_start: Any = None,
     ) -> None:
         super().__init__()
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
-        self.register_modules(unet=unet)
+        self.register_modules(unet=unet, coarse_start=coarse_start)
         self.register_to_config(
             clip=asdict(clip),
             recommended={name: list(steps) for name, steps in (recommended or {}).items()},
@@ -407,6 +414,10 @@ class AVPipeline(DiffusionPipeline):
         if clip_x0:
             predict = predictors.clipped(predict)
         known = given.known(positions, shapes, x) if given is not None else None
+        if self.coarse_start is not None:
+            clips, last = unpack(x, shapes), torch.tensor([schedule.num_timesteps - 1.0])
+            level = schedule.level(last.to(schedule.device))
+            x = pack(AVSample(video=self.coarse_start.apply(clips.video, level), audio=clips.audio))
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
                 grid = grids.integer_grid(schedule, options.calls)

@@ -255,7 +255,8 @@ class Study:
         if self._loaded is None or self._loaded[0] != role:
             self._loaded = None
             pipe: AVPipeline = AVPipeline.from_pretrained(self.paths[role])
-            pipe.register_to_config(start_timestep=None)  # a row says where it starts
+            pipe.register_to_config(start_timestep=None)  # a row says where it starts, and that is noise alone
+            pipe.register_modules(coarse_start=None)
             self._loaded = role, pipe.to(self.device)  # type: ignore[attr-defined]
         return self._loaded[1]
 
