@@ -23,15 +23,12 @@ import torch
 import yaml
 from run import PLAN, ROOT, Task, device, without_paths
 
-from mgct import AVPipeline, ClipSpec, __version__
-from mgct.coarse_start import CoarseStart
+from mgct import AVPipeline, __version__
 from mgct.metrics.card import MetricCard
-from mgct.metrics.sources import open_source
 from mgct.model_card import ModelFacts, model_card
 from mgct.samplers import recommended_samplers
 from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
-from mgct.types import dequantise
 
 LARGEST_BYTES = 20_000_000
 SHOWN = {1: ("train", "noise_weight"), 2: ("train", "noise_weight", "transfer", "consistency", "balance")}
@@ -103,7 +100,6 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
     recommended = recommended_samplers(training["stage"], pipe.unet.config["target_time"])
     pipe.register_to_config(recommended=recommended, start_timestep=start_timestep)
-    pipe.register_modules(coarse_start=coarse_start_of(training["data"].split(":")[1], pipe.clip))
     how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     facts = ModelFacts(
         name=name,
@@ -115,6 +111,7 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
         version=__version__,
         address=name,
         start_timestep=start_timestep,
+        coarse_start=pipe.coarse_start is not None,
         **training,
     )
     folder, draft = FOLDER / name, FOLDER / f".{name}.draft"
@@ -130,13 +127,6 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     return folder
-
-
-def coarse_start_of(world: str, clip: ClipSpec, num: int = 2048) -> CoarseStart:
-    """The law of the coarse colours of a world's training clips."""
-    real = open_source(f"world:{world}:{num}", clip, "train")
-    parts = (range(first, min(first + 64, num)) for first in range(0, num, 64))
-    return CoarseStart.fit(dequantise(real.read(part)).video for part in parts)
 
 
 def give_back(name: str) -> None:

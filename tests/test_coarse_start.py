@@ -7,6 +7,7 @@ from mgct import AVPipeline
 from mgct.clip_folder import sample_to_folder
 from mgct.coarse_start import CoarseStart
 from mgct.errors import UserError
+from mgct.model_card import ModelFacts, model_card
 from mgct.noise import NoiseLevel
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
@@ -89,3 +90,8 @@ def test_the_papers_tables_start_from_noise_alone(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     study = Study({"baseline": tmp_path / "model"}, tmp_path, Settings())
     assert study._pipe("baseline").coarse_start is None
+
+
+def test_the_card_says_so():
+    said = [model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, coarse_start=has)) for has in (True, False)]
+    assert ["coarse colours" in text for text in said] == [True, False]

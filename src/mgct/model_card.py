@@ -33,6 +33,7 @@ class ModelFacts:
         address: what ``AVPipeline.from_pretrained`` and ``mgct sample`` find it by.
         cost: what it was trained on and how long, in words; empty: not known.
         start_timestep: the noise level that it is sampled from unless asked otherwise; None: the schedule's last.
+        coarse_start: whether its start has the coarse colours of its training clips.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelFacts:
     address: str = "path/to/this/folder"
     cost: str = ""
     start_timestep: int | None = None
+    coarse_start: bool = False
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -125,6 +127,8 @@ def _samplers(facts: ModelFacts) -> str:
     text = "\n".join(["| sampler | network calls |", "|---|---|", *rows])
     if facts.start_timestep is not None:
         text += f"\n\nSampling starts at noise level {facts.start_timestep} unless another `start_timestep` is given."
+    if facts.coarse_start:
+        text += "\n\nThe noise at the start has the coarse colours of the training clips (`coarse_start`)."
     return f"## Samplers\n\nThe model was made for these; other choices work, with a warning.\n\n{text}"
 
 

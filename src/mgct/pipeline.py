@@ -415,8 +415,8 @@ class AVPipeline(DiffusionPipeline):
             predict = predictors.clipped(predict)
         known = given.known(positions, shapes, x) if given is not None else None
         if self.coarse_start is not None:
-            clips, last = unpack(x, shapes), torch.tensor([schedule.num_timesteps - 1.0])
-            level = schedule.level(last.to(schedule.device))
+            clips = unpack(x, shapes)
+            level = schedule.level(torch.tensor([schedule.num_timesteps - 1.0], device=schedule.device))
             x = pack(AVSample(video=self.coarse_start.apply(clips.video, level), audio=clips.audio))
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
