@@ -71,7 +71,7 @@ def test_bad_input_is_one_line_that_names_it(capsys, monkeypatch, tmp_path, argu
 
 @pytest.mark.parametrize("path", MODEL_CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads(path):
-    from mgct.trainer import TrainSettings
+    from mgct.train_settings import TrainSettings
 
     parser = cli.parser_of("train")
     parsed = parser.parse_args([f"--config={path}", "--data=x"])

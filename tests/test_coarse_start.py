@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from mgct import AVPipeline
+from mgct.checkpoint import read_checkpoint
 from mgct.clip_folder import sample_to_folder
-from mgct.coarse_start import CoarseStart
+from mgct.coarse_start import CoarseStart, CoarseSums
 from mgct.errors import UserError
 from mgct.model_card import ModelFacts, model_card
 from mgct.noise import NoiseLevel
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
 from tests.test_pipeline import CLIP, QUIET, tiny_unet
+from tests.test_trainer import batches, trainer
 
 LEVEL = NoiseLevel(torch.tensor([0.6]), torch.tensor([0.8]))
 
@@ -95,3 +97,63 @@ def test_the_papers_tables_start_from_noise_alone(pipe, tmp_path):
 def test_the_card_says_so():
     said = [model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, coarse_start=has)) for has in (True, False)]
     assert ["coarse colours" in text for text in said] == [True, False]
+
+
+def same_law(one, other) -> bool:
+    return torch.allclose(one.mean, other.mean, atol=1e-6) and torch.allclose(
+        one.covariance, other.covariance, atol=1e-6
+    )
+
+
+def test_sums_of_parts_add_up_and_a_part_of_weight_0_does_not_count():
+    clips, total = videos(50), CoarseSums(2)
+    for part, weight in ((clips[:20], 1.0), (videos(5, seed=1), torch.tensor(0.0)), (clips[20:], torch.tensor(1.0))):
+        total.add(part, weight)
+    whole = CoarseStart.fit([clips], cells=2)
+    assert same_law(total.law(), whole)
+    torch.testing.assert_close(whole.covariance, torch.cov(cells(clips).T), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(whole.mean, cells(clips).mean(0))
+    first, second = CoarseSums(2), CoarseSums(2)  # of two processes
+    first.add(clips[:20])
+    second.add(clips[20:])
+    assert same_law(first.of_all(lambda sums: sums + second.sums).law(), whole)
+    assert float(first.sums[0, 0]) == 20
+
+
+def test_a_run_fits_the_law_of_the_clips_it_has_seen_and_goes_on_with_it(tmp_path):
+    run, exported = trainer(tmp_path, steps=2), []
+    run.export = lambda _network, law, _objective, step, _name: exported.append((step, law))
+    run.fit()
+    second = trainer(tmp_path, steps=3)
+    second.load(read_checkpoint(tmp_path))
+    second.export = run.export
+    second.fit()
+    clips = [batch.clips.video.float() / 127.5 - 1 for batch, _ in zip(batches(0), range(3), strict=False)]
+    for (step, law), steps in zip(exported, (2, 3), strict=True):
+        assert step == steps
+        assert same_law(law, CoarseStart.fit(clips[:steps]))
+
+
+def test_a_run_without_it_exports_none_and_another_grid_begins_anew(tmp_path):
+    exported = []
+    for steps, size in ((1, 8), (2, 0), (3, 4)):
+        run = trainer(tmp_path, steps=steps, coarse_start_cells=size)
+        run.export = lambda _network, law, _objective, _step, _name: exported.append(law)
+        if steps > 1:
+            run.load(read_checkpoint(tmp_path))
+        run.fit()
+    assert exported[1] is None
+    assert [law.config["cells"] for law in exported[::2]] == [8, 4]
+    third = next(iter(batches(2))).clips.video.float() / 127.5 - 1
+    assert same_law(exported[2], CoarseStart.fit([third], cells=4))
+
+
+def test_a_grid_that_was_made_to_fit_is_resumed():
+    before, after = CoarseSums(8), CoarseSums(8)
+    before.add(videos(3)[..., :6, :6])
+    after.load(before.tensors(), torch.device("cpu"), keep=True)
+    after.add(videos(3, seed=1)[..., :6, :6])
+    assert (after.cells, float(after.sums[0, 0])) == (2, 6)
+    idle = CoarseSums(8)
+    idle.load(before.tensors(), torch.device("cpu"), keep=False)
+    assert float(idle.sums.abs().sum()) == 0

@@ -23,7 +23,7 @@ LAYERS = [
     {"stages", "samplers", "metrics.evaluate", "held_out"},
     {"given", "windows", "sampling_options", "stopping"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
-    {"guard", "monitors"},
+    {"guard", "monitors", "train_settings"},
     {"trainer", "clip_folder", "upsampler_trainer"},
     {"reproduce", "app"},
     {"commands"},

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mgct import AVPipeline, AVSample, ClipSpec
 from mgct.checkpoint import read_checkpoint, read_metrics
+from mgct.coarse_start import CoarseStart
 from mgct.data.media import probe
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
@@ -39,8 +40,8 @@ def watched(tmp_path_factory):
     plain = trainer(run)
     monitors = Monitors(EVERYTHING, CLIP, "world:landscape", run, plain.accelerator)
 
-    def export(network, objective, step, name):
-        AVPipeline(network, CLIP).save_pretrained(run / name)
+    def export(network, coarse_start, objective, step, name):
+        AVPipeline(network, CLIP, coarse_start=coarse_start).save_pretrained(run / name)
 
     settings = (plain.unet, plain.objective, batches, plain.settings, run, {}, export, plain.accelerator)
     Trainer(*settings, EVERYTHING, monitors).fit()
@@ -49,14 +50,15 @@ def watched(tmp_path_factory):
 
 def test_what_is_watched_is_sampled_from_the_model_s_own_noise_level(tmp_path):
     plain = trainer(tmp_path)
-    made = {
-        start: Monitors(EVERYTHING, CLIP, "world:landscape", tmp_path, plain.accelerator, start)._sample(plain.ema, 2)
-        for start in (None, 700)
-    }
-    for start, clips in made.items():
-        expected = AVPipeline(plain.ema, CLIP, start_timestep=start)(num_clips=2, steps=2, progress=False)
-        assert torch.equal(clips.video, quantise(expected).video)
-    assert not torch.equal(made[None].video, made[700].video)
+    law = CoarseStart.fit([next(iter(batches(0))).clips.video.float() / 127.5 - 1])
+    seen = []
+    for start, coarse in ((None, None), (700, None), (700, law)):
+        monitors = Monitors(EVERYTHING, CLIP, "world:landscape", tmp_path, plain.accelerator, start)
+        pipe = AVPipeline(plain.ema, CLIP, start_timestep=start, coarse_start=coarse)
+        seen.append(monitors._sample(plain.ema, coarse, 2).video)
+        assert torch.equal(seen[-1], quantise(pipe(num_clips=2, steps=2, progress=False)).video)
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_a_watched_run_ends_in_the_same_weights(watched, tmp_path):
@@ -191,12 +193,12 @@ def watch(tmp_path, values):
         def due(self, step):
             return step % 2 == 0
 
-        def __call__(self, network, step, trackers):
+        def __call__(self, network, coarse_start, step, trackers):
             sampled.append(network)
             return {RUNNING_METRIC: values[step]}
 
     one.monitors = Fake()
-    one.export = lambda network, objective, step, name: exported.append(
+    one.export = lambda network, _coarse_start, _objective, step, name: exported.append(
         (name, step, next(network.parameters()).clone())
     )
     one.fit()

@@ -30,7 +30,8 @@ from mgct.losses import FlowMap, MinSNR, NoiseWeights, PseudoHuber
 from mgct.noise import NoiseSchedule
 from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, Consistency, LearnedUncertainty, TargetDecay, TeacherDirection, Transfer
-from mgct.trainer import Trainer, TrainSettings
+from mgct.train_settings import TrainSettings
+from mgct.trainer import Trainer
 from mgct.types import AVSample
 from mgct.upsampler_trainer import UpsamplerTraining
 from tests.test_unet import TINY, randomised
@@ -72,10 +73,13 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
         assert torch.equal(ours, theirs), name
 
 
+PARTS = ("model", "ema", "target", "teacher", "optimizer", "colours")
+
+
 def final(run: Path) -> dict:
     checkpoint = read_checkpoint(run)
     assert checkpoint.state["step"] == STEPS
-    return {name: checkpoint.tensors(name) for name in ("model", "ema", "target", "teacher", "optimizer")}
+    return {name: checkpoint.tensors(name) for name in PARTS}
 
 
 def distance(one: dict, other: dict) -> float:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "accelerate"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAUNCH = {"one": None, "two": CONFIGS / "cpu.yaml", "fsdp": CONFIGS / "cpu-fsdp.yaml"}
-PARTS = ("model", "ema", "target", "teacher", "optimizer")
+PARTS = ("model", "ema", "target", "teacher", "optimizer", "colours")
 STOP, STEPS = 4, 7
 CHANGED = {"consistency.direction": "TeacherDirection", "train.learning_rate": "1e-3", "train.micro_batch_size": "1"}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Self, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -41,7 +41,7 @@ class CoarseStart(ModelMixin, ConfigMixin):
         self.register_buffer("covariance", torch.zeros(size, size))
 
     @classmethod
-    def fit(cls, videos: Iterable[Tensor], cells: int = 8) -> Self:
+    def fit(cls, videos: Iterable[Tensor], cells: int = 8) -> CoarseStart:
         """The statistics of videos.
 
         Args:
@@ -51,17 +51,13 @@ class CoarseStart(ModelMixin, ConfigMixin):
         Raises:
             UserError: fewer than two clips.
         """
-        means: list[Tensor] = []
+        sums = CoarseSums(cells)
         for video in videos:
-            cells = math.gcd(cells, *video.shape[3:])
-            means.append(_cell_means(video, cells))
-        if sum(map(len, means)) < 2:
+            sums.add(video)
+        law = sums.law()
+        if law is None:
             raise UserError("the law of coarse colours needs at least two clips")
-        rows = torch.cat(means).double()
-        start = cls(cells, means[0].shape[1] // cells**2)
-        start.mean.copy_(rows.mean(0))
-        start.covariance.copy_(torch.cov(rows.T))
-        return start
+        return law
 
     def apply(self, video: Tensor, level: NoiseLevel) -> Tensor:
         """Noise (B, F, C, H, W) of unit variance → the same with the coarse law of noisy clips at ``level``."""
@@ -76,6 +72,59 @@ class CoarseStart(ModelMixin, ConfigMixin):
         change = (wanted - now).to(video).view(len(video), 1, -1, cells, cells)
         height, width = (size // cells for size in video.shape[3:])
         return video + change.repeat_interleave(height, 3).repeat_interleave(width, 4)
+
+
+class CoarseSums:
+    """What the law of coarse colours follows from: second moments of (1, m) with m a clip's cells, summed over clips.
+
+    Sums of parts of a set, of steps or of processes, add up to that of the whole.
+
+    Args:
+        cells: of the grid; fewer where the height or width of the first clips is no multiple of it.
+    """
+
+    def __init__(self, cells: int = 8) -> None:
+        self.asked = self.cells = cells
+        self.sums: Tensor | None = None
+
+    def add(self, video: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add clips (B, F, C, H, W) in [-1, 1], each so many times; no host synchronisation."""
+        if self.sums is None:
+            self.cells = math.gcd(self.cells, *video.shape[3:])
+        means = _cell_means(video, self.cells).double()
+        rows = torch.cat([torch.ones_like(means[:, :1]), means], 1)
+        now = rows.T @ rows * weight
+        self.sums = now if self.sums is None else self.sums + now
+
+    def of_all(self, reduce_sum: Callable[[Tensor], Tensor]) -> CoarseSums:
+        """The sums over all processes, which must all call and must all have some or none."""
+        whole = CoarseSums(self.asked)
+        whole.cells = self.cells
+        whole.sums = None if self.sums is None else reduce_sum(self.sums.clone())
+        return whole
+
+    def law(self) -> CoarseStart | None:
+        """Mean and covariance; None of fewer than two clips."""
+        if self.sums is None or (count := float(self.sums[0, 0])) < 2:
+            return None
+        sums = self.sums.cpu()
+        mean = sums[0, 1:] / count
+        start = CoarseStart(self.cells, len(mean) // self.cells**2)
+        start.mean.copy_(mean)
+        start.covariance.copy_((sums[1:, 1:] - count * torch.outer(mean, mean)) / (count - 1))
+        return start
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        if self.sums is None:
+            return {}
+        return {"sums": self.sums.cpu(), "cells": torch.tensor([self.asked, self.cells])}
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device, keep: bool) -> None:
+        """Go on from what `tensors` gave, if it is of the same grid: one process keeps it, the others have zeros."""
+        asked, cells = tensors["cells"].tolist()
+        if asked == self.asked:
+            self.cells, self.sums = cells, tensors["sums"].to(device) * float(keep)
 
 
 def _cell_means(video: Tensor, cells: int) -> Tensor:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mgct.coarse_start import CoarseStart
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
 from mgct.metrics.distances import LEAST_CLIPS
@@ -150,11 +151,14 @@ class Monitors:
         """Whether anything is sampled after ``step`` steps."""
         return any(every and step % every == 0 for every in (self.settings.samples_every, self.settings.metric_every))
 
-    def __call__(self, network: nn.Module, step: int, trackers: Trackers | None) -> dict[str, float]:
+    def __call__(
+        self, network: nn.Module, coarse_start: CoarseStart | None, step: int, trackers: Trackers | None
+    ) -> dict[str, float]:
         """Sample and measure; every process must call.
 
         Args:
             network: what is sampled from, on the training device.
+            coarse_start: the law of coarse colours that sampling begins with, if any.
             step: steps taken.
             trackers: for sheets and sounds, in the main process.
 
@@ -167,7 +171,7 @@ class Monitors:
         wanted = max(settings.metric_clips * with_metric, settings.samples * with_sheet)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            clips = self._sample(network, wanted)
+            clips = self._sample(network, coarse_start, wanted)
             losses = self._held_out(network) if self._held_out is not None else {}
             if self._real is None:
                 return {}
@@ -186,13 +190,14 @@ class Monitors:
         self.best = value
         return True
 
-    def _sample(self, network: nn.Module, count: int) -> AVSample:
+    def _sample(self, network: nn.Module, coarse_start: CoarseStart | None, count: int) -> AVSample:
         """The first ``count`` clips of the monitors' seed, stored form, on the CPU of every process."""
         settings, processes = self.settings, self.accelerator.num_processes
         share = math.ceil(count / processes)
         first = share * self.accelerator.process_index
         # every process makes as many, so that with FSDP all take part in every network call
-        clips = AVPipeline(network, self.clip, start_timestep=self.start_timestep)(
+        pipe = AVPipeline(network, self.clip, start_timestep=self.start_timestep, coarse_start=coarse_start)
+        clips = pipe(
             indices=range(first, first + share),
             steps=settings.sample_steps,
             sampler=settings.sampler,

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from mgct.checkpoint import (
     write_metrics,
 )
 from mgct.clip_random import ClipRandom, derive_seed
+from mgct.coarse_start import CoarseStart, CoarseSums
 from mgct.data.batches import ClipBatch
-from mgct.errors import UserError, check_numbers
+from mgct.errors import UserError
 from mgct.gpu import send
 from mgct.guard import Failure, StepGuard
-from mgct.layout import Layout, Network, Precision, placed_like
+from mgct.layout import Layout, Network, placed_like
 from mgct.losses import ClipLoss
 from mgct.monitors import Monitors, MonitorSettings, band_means
 from mgct.passes import GraphedPasses
@@ -44,85 +45,11 @@ from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, TargetDecay, average_into, frozen_copy
 from mgct.stopping import Stopping
 from mgct.trackers import Trackers
-from mgct.types import AVSample, dequantise
+from mgct.train_settings import TrainSettings
+from mgct.types import AVSample, dequantise, dequantise_pixels
 
 QUIET = MonitorSettings(noise_bands=0, gradients_every=0, samples_every=0, metric_every=0)
 """Nothing but the losses, in TensorBoard."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a run is trained.
-
-    Args:
-        steps: optimiser steps in all, both stages together.
-        batch_size: clips per step over all processes.
-        micro_batch_size: clips per forward call of a process; None: its whole share at once. Less memory, same
-            result; but of each the consistency loss sees at least one clip (``consistency.share``, rounded up).
-        learning_rate: of AdamW, constant between warm-up and cooldown.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
-        cooldown_steps: last steps over which it falls linearly to 0 (Hägele et al. 2024, Scaling laws and
-            compute-optimal training beyond fixed training durations). A run that is resumed with more steps, from its
-            end or from a checkpoint before the cooldown, is at the whole rate again.
-        weight_decay: of AdamW.
-        max_grad_norm: the gradient's norm is clipped to this.
-        max_loss_rise: a step whose loss is above this times the mean of the stage's last 100 stops the run, as one that
-            is not finite does; None: only the latter. Beware of losses without λ in stage 2, which vary a lot.
-        ema_decay: decay per step of the average that is sampled from; shorter while the run is young.
-        precision: bf16 runs the network's body in bfloat16; auto: bf16 on a GPU that has it, else fp32.
-        recompute: make in the backward pass, instead of keeping it, what costs little a second time (norms,
-            concatenations, the pointwise layers of attention): about 60 % less memory for activations, 5 to 15 % more
-            time, the same gradients. Not with FSDP or compile; gradient_checkpointing includes it.
-        gradient_checkpointing: recompute all activations in the backward pass: still less memory, about a third more
-            time.
-        compile: translate the network with torch.compile: a slow start, then faster steps; not with FSDP.
-        cuda_graph: on one GPU, record the forward and backward pass once and replay them, so that the GPU need not wait
-            for the host. Where that cannot be (several processes, micro-batches, gradient_checkpointing, compile, or
-            dropout in stage 2) every kernel is launched by itself, with the same result.
-        seed: of everything random.
-        num_workers: data loading processes per training process.
-        log_every: steps between rows of the log; the average that δ is compared with is renewed at these.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many of the last checkpoints stay.
-    """
-
-    steps: int = 100_000
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    cooldown_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_loss_rise: float | None = None
-    ema_decay: float = 0.9999
-    precision: Precision = "auto"
-    recompute: bool = False
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    cuda_graph: bool = True
-    seed: int = 0
-    num_workers: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        not_negative = ("weight_decay", "warmup_steps", "cooldown_steps", "num_workers")
-        check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"train.micro_batch_size must be positive, got {self.micro_batch_size}")
-        if self.max_loss_rise is not None and self.max_loss_rise <= 1:
-            raise UserError(f"train.max_loss_rise must be above 1, got {self.max_loss_rise}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step ``step``, counted from 0; above 0 in every step."""
-        rising = (step + 1) / max(self.warmup_steps, 1)
-        falling = (self.steps - step) / (self.cooldown_steps + 1)
-        return self.learning_rate * min(1.0, rising, falling)
 
 
 class Trainer:
@@ -135,8 +62,9 @@ class Trainer:
         settings: see `TrainSettings`.
         run: the run folder, made by the caller.
         config: the run's whole configuration, kept in each checkpoint.
-        export: called by the main process with the averaged network whole on the CPU, the objective, the step, and the
-            name of a folder in the run: ``model`` at every checkpoint, ``best`` at every best running metric.
+        export: called by the main process with the averaged network whole on the CPU, the law of the clips' coarse
+            colours (or None), the objective, the step, and the name of a folder in the run: ``model`` at every
+            checkpoint, ``best`` at every best running metric.
         accelerator: the processes and the device; `mgct.layout.make_accelerator` gives it.
         watch: what else to log.
         monitors: what samples and measures now and then; None: nothing.
@@ -150,7 +78,7 @@ class Trainer:
         settings: TrainSettings,
         run: Path,
         config: dict[str, Any],
-        export: Callable[[nn.Module, MGCT, int, str], None],
+        export: Callable[[nn.Module, CoarseStart | None, MGCT, int, str], None],
         accelerator: Accelerator,
         watch: MonitorSettings = QUIET,
         monitors: Monitors | None = None,
@@ -185,6 +113,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, fused=True)
         self.guard = StepGuard(self.parameters, settings.max_grad_norm, settings.max_loss_rise, self.layout)
         self.means = RunningMeans()
+        self.colours = CoarseSums(settings.coarse_start_cells) if settings.coarse_start_cells else None
         self.trackers: Trackers | None = None
         self.passes = GraphedPasses(self._objective, accelerator.backward, list(self.parameters.values()))
         self.step = 0
@@ -254,6 +183,8 @@ class Trainer:
         self._average_learned_gradients()
         self._look()
         norm, bad = self.guard.check(self.step, values["loss"][0] / count, batch.keys, before)
+        if self.colours is not None:
+            self.colours.add(dequantise_pixels(batch.clips.video.to(self.device, non_blocking=True)), 1 - bad)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel does nothing where it is 1
@@ -378,14 +309,21 @@ class Trainer:
         """Sample and measure, and keep the model if it is the best so far."""
         self._look()
         self.passes.forget()
-        row = monitors(self.ema, self.step, self.trackers)
+        coarse_start = self._coarse_start()
+        row = monitors(self.ema, coarse_start, self.step, self.trackers)
         if row:
             self._write({"step": self.step, **row})
         best = self.layout.sum(torch.tensor(float(monitors.is_best(row)), device=self.device))
         if best.item():
             network = self.layout.plain_copy(self.ema)
             if network is not None:
-                self.export(network, self.objective, self.step, "best")
+                self.export(network, coarse_start, self.objective, self.step, "best")
+
+    def _coarse_start(self) -> CoarseStart | None:
+        """The law of the coarse colours of the clips so far, of all processes; all must call."""
+        if self.colours is None:
+            return None
+        return self.colours.of_all(self.layout.sum).law()
 
     def _maybe_transfer(self) -> None:
         """Start stage 2 if it is due."""
@@ -435,6 +373,10 @@ class Trainer:
         networks = {"model": self.unet, "ema": self.ema, **self.objective.networks(), "learned": self.learned}
         parts = {name: self.layout.whole(network.state_dict()) for name, network in networks.items()}
         parts["optimizer"] = self.layout.whole(optimizer_tensors(self.optimizer, self.parameters))
+        coarse_start = None
+        if self.colours is not None:
+            colours = self.colours.of_all(self.layout.sum)
+            parts["colours"], coarse_start = colours.tensors(), colours.law()
         state = {
             "objective": self.objective.state(),
             "means": self.means.gather(self.layout.sum, self.main),
@@ -449,7 +391,7 @@ class Trainer:
         if network is not None:
             parts = {name: tensors for name, tensors in parts.items() if tensors}
             path = write_checkpoint(self.run, self.step, parts, state, self.settings.keep_checkpoints)
-            self.export(network, self.objective, self.step, "model")
+            self.export(network, coarse_start, self.objective, self.step, "model")
         self.accelerator.wait_for_everyone()
         return path
 
@@ -464,6 +406,8 @@ class Trainer:
             if learned.keys() != self.learned.state_dict().keys():
                 raise UserError("the checkpoint's balance learned other weights than this one has; resume with its own")
             self.learned.load_state_dict(learned)
+        if self.colours is not None and checkpoint.has("colours"):
+            self.colours.load(checkpoint.tensors("colours"), self.device, keep=self.main)
         if checkpoint.has("optimizer"):
             self._load_optimizer(checkpoint.tensors("optimizer"))
         state = checkpoint.state

@@ -104,7 +104,12 @@ def concatenate(parts: Sequence[AVSample]) -> AVSample:
 
 def dequantise(clips: AVSample) -> AVSample:
     """Stored clips (uint8 video, int16 audio) as the float32 in [-1, 1] that the model sees."""
-    return AVSample(video=clips.video.float() / 127.5 - 1, audio=clips.audio.float() / 32768)
+    return AVSample(video=dequantise_pixels(clips.video), audio=clips.audio.float() / 32768)
+
+
+def dequantise_pixels(images: Tensor) -> Tensor:
+    """Images or video of any shape, uint8, as float32 in [-1, 1]; inverse of `quantise_pixels`."""
+    return images.float() / 127.5 - 1
 
 
 def quantise(clips: AVSample) -> AVSample:

@@ -17,6 +17,7 @@ from torch import nn
 from mgct import __version__
 from mgct.checkpoint import as_json, checkpoint_to_resume, run_folder
 from mgct.clip_random import derive_seed
+from mgct.coarse_start import CoarseStart
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
@@ -31,7 +32,8 @@ from mgct.pipeline import AVPipeline
 from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.saved_models import find_pipeline
 from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Transfer
-from mgct.trainer import Trainer, TrainSettings, count_parameters
+from mgct.train_settings import TrainSettings
+from mgct.trainer import Trainer, count_parameters
 from mgct.types import ClipSpec
 from mgct.unet import MultimodalUNet
 
@@ -115,9 +117,9 @@ def train(
             device=accelerator.device,
         )
 
-    def export(network: nn.Module, objective: MGCT, step: int, name: str) -> None:
+    def export(network: nn.Module, coarse_start: CoarseStart | None, objective: MGCT, step: int, name: str) -> None:
         recommended = recommended_samplers(objective.stage, consistency.jump.needs_target_time)
-        pipe = AVPipeline(network, clip, recommended, start_timestep=start_timestep)
+        pipe = AVPipeline(network, clip, recommended, start_timestep=start_timestep, coarse_start=coarse_start)
         facts = ModelFacts(
             name=out.name,
             clip=clip,
@@ -130,6 +132,7 @@ def train(
             settings=yaml.safe_load(config_yaml or "{}"),
             version=__version__,
             start_timestep=start_timestep,
+            coarse_start=coarse_start is not None,
         )
 
         def write(draft: Path) -> None:
