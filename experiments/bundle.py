@@ -112,6 +112,7 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
         address=name,
         start_timestep=start_timestep,
         coarse_start=pipe.coarse_start is not None,
+        calibration="" if pipe.calibration is None else pipe.calibration.said(),
         **training,
     )
     folder, draft = FOLDER / name, FOLDER / f".{name}.draft"

@@ -102,7 +102,7 @@ def test_the_same_call_twice_is_bit_identical_and_leaves_torchs_generator_alone(
 
 
 def test_window_shifts_are_drawn_from_seed_and_timestep_and_may_be_given(pipe):
-    network = pipe._network(SamplingOptions(seed=0))
+    network = pipe.network(SamplingOptions(seed=0))
     seen = []
     forward = pipe.unet.forward
 
@@ -116,7 +116,7 @@ def test_window_shifts_are_drawn_from_seed_and_timestep_and_may_be_given(pipe):
         with torch.no_grad():
             for timestep in (999.0, 999.0, *range(0, 999, 40)):
                 network(clips, Point(float(timestep), 0.5, 0.8))
-            pipe._network(SamplingOptions(window_shift=1))(clips, Point(0.0, 1.0, 0.1))
+            pipe.network(SamplingOptions(window_shift=1))(clips, Point(0.0, 1.0, 0.1))
     finally:
         del pipe.unet.forward
     assert seen[0] == seen[1]

@@ -77,6 +77,9 @@ COMMANDS = {
         settings={"model": "mgct.upsampler:UpsamplerUNet"},
     ),
     "sample": Command("mgct.commands.sample", "sample", "generate clips with sound", when_alone=("landscape", "clips")),
+    "calibrate": Command(
+        "mgct.commands.calibrate", "calibrate_model", "correct a model's predictions along the path of its sampling"
+    ),
     "evaluate": Command("mgct.commands.evaluate", "evaluate_clips", "measure generated clips against real ones"),
     "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side", takes_many=True),
     "reproduce": Command(

@@ -216,6 +216,8 @@ def _record(
     }
     if pipe.coarse_start is not None:
         record["coarse_start"] = fingerprint(pipe.coarse_start)
+    if pipe.gains(options) is not None:
+        record["calibration"] = fingerprint(pipe.calibration)
     start = pipe.start_timestep(options)
     if start != pipe.schedule.num_timesteps - 1:
         record["start_timestep"] = start

@@ -34,6 +34,7 @@ class ModelFacts:
         cost: what it was trained on and how long, in words; empty: not known.
         start_timestep: the noise level that it is sampled from unless asked otherwise; None: the schedule's last.
         coarse_start: whether its start has the coarse colours of its training clips.
+        calibration: the ways of sampling that it is calibrated for, in words; empty: none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModelFacts:
     cost: str = ""
     start_timestep: int | None = None
     coarse_start: bool = False
+    calibration: str = ""
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -69,6 +71,16 @@ def model_card(facts: ModelFacts) -> str:
         text = yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True).rstrip()
         parts.append(f"## Settings\n\n```yaml\n{text}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+_CALIBRATED = "Calibrated (`mgct calibrate`) for "
+
+
+def with_calibration(card: str, calibration: str) -> str:
+    """A card's text that says what the model is calibrated for, whatever it said of that before."""
+    head, mark, rest = card.partition("\n\n## Training\n")
+    kept = [part for part in head.split("\n\n") if not part.startswith(_CALIBRATED)]
+    return "\n\n".join([*kept, f"{_CALIBRATED}{calibration}."]) + mark + rest
 
 
 def _line(text: str) -> str:
@@ -129,6 +141,8 @@ def _samplers(facts: ModelFacts) -> str:
         text += f"\n\nSampling starts at noise level {facts.start_timestep} unless another `start_timestep` is given."
     if facts.coarse_start:
         text += "\n\nThe noise at the start has the coarse colours of the training clips (`coarse_start`)."
+    if facts.calibration:
+        text += f"\n\n{_CALIBRATED}{facts.calibration}."
     return f"## Samplers\n\nThe model was made for these; other choices work, with a warning.\n\n{text}"
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these two modules)
+from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these modules)
 from mgct import grids, predictors, samplers
 from mgct import unet as _unet  # noqa: F401
+from mgct.calibration import PathGains, calibrated
 from mgct.clip_random import derive_seed, per_clip_randn
-from mgct.errors import UserError, explain_damage, explain_memory
+from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
 from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
 from mgct.gpu import send
 from mgct.graphs import Graphed
@@ -51,13 +53,15 @@ class AVPipeline(DiffusionPipeline):
         start_timestep: the noisiest level that this model is best sampled from; None: T-1. `SamplingOptions` overrules.
         coarse_start: the law of the clips' coarse colours (`mgct.coarse_start.CoarseStart`), which the noise at the
             start is given; None: it is left as it is.
+        calibration: gains of x̂0 for some ways of sampling (`mgct.calibration.Calibration`), used by these.
     """
 
-    _optional_components: ClassVar[list[str]] = ["coarse_start"]
+    _optional_components: ClassVar[list[str]] = ["coarse_start", "calibration"]
 
     if TYPE_CHECKING:  # what diffusers provides through untyped bases
         unet: Any
         coarse_start: Any
+        calibration: Any
         config: Any
         register_modules: Callable[..., None]
         register_to_config: Callable[..., None]
@@ -73,11 +77,12 @@ class AVPipeline(DiffusionPipeline):
         beta_end: float = 0.02,
         start_timestep: int | None = None,
         coarse_start: Any = None,
+        calibration: Any = None,
     ) -> None:
         super().__init__()
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
-        self.register_modules(unet=unet, coarse_start=coarse_start)
+        self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration)
         self.register_to_config(
             clip=asdict(clip),
             recommended={name: list(steps) for name, steps in (recommended or {}).items()},
@@ -318,18 +323,19 @@ class AVPipeline(DiffusionPipeline):
             given.check(shapes, len(indices))
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
-        network = self._network(options)
+        network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
         self._schedule(options)
         if isinstance(options.sampler, str):
-            self._check_sampler(options)
+            self.check_sampler(options)
             samplers.warn_if_not_recommended(self.config.recommended, options.sampler, options.calls)
+            self._warn_if_not_calibrated(options)
         return self._batches(network, shapes, indices, options, given)
 
     # ------------------------------------------------------------------------------------------ the common path
 
-    def _check_sampler(self, options: SamplingOptions) -> None:
+    def check_sampler(self, options: SamplingOptions) -> None:
         """Refuse a sampler that needs a second time input which the network has not."""
         sampler, _ = samplers.get_sampler(options.sampler, options.steps)
         if sampler.jumps and not self.unet.config["target_time"]:
@@ -369,7 +375,7 @@ class AVPipeline(DiffusionPipeline):
 
                 with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
-                    x = self._integrate(predict, batch, positions, shapes, options, given)
+                    x = self.integrate(predict, batch, positions, shapes, options, given)
                     self._check_finite(x, batch)
                     clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
                 done = first + len(batch)
@@ -385,7 +391,7 @@ class AVPipeline(DiffusionPipeline):
                 "is too narrow for it, or guidance_scale is too large"
             )
 
-    def _integrate(
+    def integrate(
         self,
         predict: Predict,
         batch: list[int],
@@ -411,6 +417,8 @@ class AVPipeline(DiffusionPipeline):
         clip_x0 = options.clip_x0
         if clip_x0 is None:
             clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
+        if (gains := self.gains(options)) is not None:
+            predict = calibrated(predict, gains, shapes)
         if clip_x0:
             predict = predictors.clipped(predict)
         known = given.known(positions, shapes, x) if given is not None else None
@@ -456,6 +464,22 @@ class AVPipeline(DiffusionPipeline):
         fits = own is not None and isinstance(options.sampler, str) and options.calls <= own
         return own if fits else last
 
+    def _warn_if_not_calibrated(self, options: SamplingOptions) -> None:
+        """Say that a model which is calibrated for other ways of sampling is not for this one."""
+        if self.calibration is not None and self.calibration.paths and self.gains(options) is None:
+            warnings.warn(
+                f"this model is calibrated for {self.calibration.said()}; as asked, it goes without. "
+                "`mgct calibrate` adds to it",
+                MgctWarning,
+                stacklevel=4,
+            )
+
+    def gains(self, options: SamplingOptions) -> PathGains | None:
+        """What x̂0 is corrected by at each call, if the model was calibrated for this way of sampling."""
+        if self.calibration is None or not isinstance(options.sampler, str):
+            return None
+        return self.calibration.find(options.sampler, options.calls, self.start_timestep(options))
+
     @staticmethod
     def _noise(draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions, *what: int | str) -> Tensor:
         """Packed noise (B, D) at the start or at a step: each clip's own draw, or a variation's."""
@@ -468,7 +492,7 @@ class AVPipeline(DiffusionPipeline):
             x = share * x + options.variation * draw(*what, "variation", depth, of=indices)
         return x
 
-    def _network(self, options: SamplingOptions) -> Network:
+    def network(self, options: SamplingOptions) -> Network:
         """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
         device, dtype = self._execution_device, self.unet.dtype
 

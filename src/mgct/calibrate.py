@@ -1,0 +1,126 @@
+"""Measures what `mgct.calibration` corrects: x̂0 of noisy real clips, and of the states that sampling leads through."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mgct.calibration import TABLES, PathGains, band_sums, bands_of, count_bands, matching_gains, spectra
+from mgct.clip_random import derive_seed, per_clip_randn
+from mgct.errors import UserError
+from mgct.grids import Point
+from mgct.noise import add_noise, noise_from_x0, x0_from_noise
+from mgct.pipeline import AVPipeline
+from mgct.sampling_options import SamplingOptions
+from mgct.types import AVSample, pack, unpack
+
+LARGEST_GAIN = 2.0
+"""Of a band at a call. What is missing after it is made up for at the next calls, which see more of it."""
+
+
+def calibrate(pipe: AVPipeline, clips: AVSample, options: SamplingOptions) -> PathGains:
+    """The gains of one way of sampling, call by call: each is measured with those before it in use.
+
+    As many clips are sampled as are given, together, from noise of their own (not that of any clip that the seeds
+    make); each call's noise level is also put into the given clips. So it costs twice as many network calls.
+
+    Args:
+        pipe: the model. A calibration that it has is not used.
+        clips: real clips of its own length, (N, F, 3, H, W) and (N, 1, L) in [-1, 1], of those trained on.
+        options: sampler, calls, start and seed; clips in a network call.
+
+    Raises:
+        UserError: fewer than two clips, clips of another size, or a sampler that is not named here.
+    """
+    shapes = AVSample(video=pipe.clip.video_shape, audio=pipe.clip.audio_shape)
+    count = len(clips.video)
+    if count < 2:
+        raise UserError("a calibration needs at least 2 clips, better 64")
+    if (clips.video.shape[1:], clips.audio.shape[1:]) != (torch.Size(shapes.video), torch.Size(shapes.audio)):
+        raise UserError(f"a calibration needs clips as the model makes them, {pipe.clip}")
+    if not isinstance(options.sampler, str):
+        raise UserError("a calibration is for the samplers named here, not for a scheduler of diffusers")
+    seed = derive_seed(options.seed, "calibration")
+    options = replace(options, seed=seed, variation_of=(), on_step=None)
+    pipe.check_sampler(options)
+    own, pipe.calibration = pipe.calibration, None
+    try:
+        with torch.no_grad(), tqdm(total=options.calls, unit="call", disable=not options.progress) as bar:
+            rows = _Rows(pipe, clips, options, bar)
+            pipe.integrate(rows.predict, list(range(count)), range(count), shapes, options, None)
+    finally:
+        pipe.calibration = own
+    return rows.gains()
+
+
+class _Rows:
+    """The predictor of a calibration, which measures each call before it answers."""
+
+    def __init__(self, pipe: AVPipeline, clips: AVSample, options: SamplingOptions, bar: tqdm) -> None:
+        self.clips, self.options, self.bar = clips, options, bar
+        self.key = str(options.sampler), options.calls, pipe.start_timestep(options)
+        self.network, self.device = pipe.network(options), pipe._execution_device
+        self.shapes = AVSample(video=pipe.clip.video_shape, audio=pipe.clip.audio_shape)
+        frames, _, height, width = pipe.clip.video_shape
+        sizes = frames, height, width, pipe.clip.audio_samples
+        self.bands = bands_of(*sizes, str(self.device))
+        self.sizes = count_bands(*sizes).to(self.device)
+        self.mean = clips.video.float().mean((0, 1, 3, 4)).to(self.device)
+        self.rows: list[PathGains] = []
+
+    def predict(self, x: Tensor, point: Point) -> Tensor:
+        """ε̂ of all clips together, from the x̂0 that has the power it should."""
+        parts = [self._x0(part, point) for part in x.split(self.options.batch_size)]
+        before = torch.cat([unpack(part, self.shapes).video.mean((1, 3, 4)) for part in parts]).mean(0)
+        found = _total(band_sums(one, one, self.bands) for one in (self._spectra(part, before) for part in parts))
+        gains = matching_gains(self._wanted(point), self._per_coefficient(found), LARGEST_GAIN)
+        row = PathGains(
+            *self.key,
+            torch.tensor([point.timestep]),
+            *(value.float().cpu()[None] for value in (gains.video, gains.audio, before, self.mean)),
+        )
+        self.rows.append(row)
+        corrected = torch.cat([pack(row.apply(unpack(part, self.shapes), point.timestep)) for part in parts])
+        self.bar.update()
+        return noise_from_x0(x, corrected, point.level(x))
+
+    def gains(self) -> PathGains:
+        """The calls' rows as one table."""
+        return PathGains(*self.key, *(torch.cat([getattr(row, name) for row in self.rows]) for name in TABLES))
+
+    def _wanted(self, point: Point) -> AVSample:
+        """The power of the best linear prediction from x̂0 of noisy real clips, per coefficient of each band."""
+        cross, own = [], []
+        for first in range(0, len(self.clips.video), self.options.batch_size):
+            last = first + self.options.batch_size
+            clean = pack(self.clips.map(lambda x, part=slice(first, last): x[part].to(self.device, torch.float32)))
+            seeds = [derive_seed(self.options.seed, "real", k, f"{point.timestep:.3f}") for k in range(first, last)]
+            noise = per_clip_randn((clean.shape[1],), seeds[: len(clean)], self.device)
+            predicted = self._spectra(self._x0(add_noise(clean, noise, point.level(clean)), point), self.mean)
+            cross.append(band_sums(self._spectra(clean, self.mean), predicted, self.bands))
+            own.append(band_sums(predicted, predicted, self.bands))
+        best = _total(cross).map(lambda both, power: both.clamp(min=0) ** 2 / power.clamp(min=1e-30), _total(own))
+        return self._per_coefficient(best)
+
+    def _x0(self, x: Tensor, point: Point) -> Tensor:
+        """x̂0 in [-1, 1] of packed noisy clips (B, D)."""
+        noise = pack(self.network(unpack(x, self.shapes), point))
+        return x0_from_noise(x, noise, point.level(x)).clamp(-1, 1)
+
+    def _spectra(self, packed: Tensor, mean: Tensor) -> AVSample:
+        """Of packed clips (B, D) whose mean colour (3,) is taken off."""
+        clips = unpack(packed, self.shapes)
+        return spectra(AVSample(video=clips.video - mean[:, None, None], audio=clips.audio))
+
+    def _per_coefficient(self, sums: AVSample) -> AVSample:
+        count = len(self.clips.video)
+        return sums.map(lambda total, size: total / (count * size).clamp(min=1), self.sizes)
+
+
+def _total(parts: Iterable[AVSample]) -> AVSample:
+    return functools.reduce(lambda one, other: one.map(torch.add, other), parts)

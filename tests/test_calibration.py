@@ -1,0 +1,299 @@
+"""Gains of x̂0 by frequency band: what they do to a signal, how they are measured, kept and used."""
+
+import json
+
+import pytest
+import torch
+
+from mgct import AVPipeline, AVSample, ClipSpec
+from mgct.calibrate import LARGEST_GAIN, calibrate
+from mgct.calibration import (
+    AUDIO_BANDS,
+    VIDEO_BANDS,
+    Calibration,
+    PathGains,
+    band_sums,
+    bands_of,
+    clips_of,
+    count_bands,
+    matching_gains,
+    spectra,
+)
+from mgct.cli import main
+from mgct.clip_folder import sample_to_folder
+from mgct.errors import MgctWarning, UserError
+from mgct.metrics.sources import open_source
+from mgct.model_card import ModelFacts, model_card, with_calibration
+from mgct.reproduce.study import Settings, Study
+from mgct.sampling_options import SamplingOptions
+from mgct.types import dequantise
+from tests.test_pipeline import CLIP, QUIET, tiny_unet
+
+SIZES = (CLIP.frames, CLIP.size, CLIP.size, CLIP.audio_samples)
+WAY = {"sampler": "sde-dpm-solver++", "calls": 3, "start_timestep": 999}
+
+
+def clips(count: int, seed: int = 0) -> AVSample:
+    draw = torch.Generator().manual_seed(seed)
+    return AVSample(
+        video=0.3 * torch.randn(count, *CLIP.video_shape, generator=draw),
+        audio=0.1 * torch.randn(count, *CLIP.audio_shape, generator=draw),
+    )
+
+
+def gains(video=1.0, audio=1.0, colour=0.0, **way) -> PathGains:
+    """Gains of three calls, the same for all bands."""
+    return PathGains(
+        **{**WAY, **way},
+        timesteps=torch.tensor([999.0, 500.0, 100.0]),
+        video=torch.full((3, VIDEO_BANDS), video),
+        audio=torch.full((3, AUDIO_BANDS), audio),
+        before=torch.zeros(3, 3),
+        after=torch.full((3, 3), colour),
+    )
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (5, 6, 10, 63), (16, 64, 64, 25600)])
+def test_the_bands_hold_every_coefficient_once(sizes):
+    frames, height, width, samples = sizes
+    counts = count_bands(*sizes)
+    assert counts.video.sum() == 3 * frames * height * width
+    assert counts.audio.sum() == samples
+    assert counts.video.view(2, 5, 12)[:, -1, -1].tolist() == [1, 2]  # the mean brightness, and two mean colours
+
+
+def test_spectra_keep_the_power_and_can_be_undone():
+    one = clips(2)
+    found = spectra(one)
+    sums = band_sums(found, found, bands_of(*SIZES))
+    assert sums.video.sum().item() == pytest.approx(one.video.square().sum().item(), rel=1e-5)
+    assert sums.audio.sum().item() == pytest.approx(one.audio.square().sum().item(), rel=1e-5)
+    back = clips_of(found, one)
+    torch.testing.assert_close(back.video, one.video, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back.audio, one.audio, rtol=0, atol=1e-5)
+
+
+def test_a_frequency_is_in_the_same_band_in_clips_of_any_size():
+    for sizes in ((16, 64, 64, 25600), (32, 128, 128, 51200)):
+        frames, height, _, samples = sizes
+        time = torch.cos(torch.pi / 2 * torch.arange(frames))  # a period of 4 frames
+        space = torch.cos(torch.pi / 4 * torch.arange(height))  # of 8 pixels
+        video = (time[:, None, None, None] * space[:, None]).expand(frames, 3, height, sizes[2])[None]
+        sound = torch.cos(torch.pi / 5 * torch.arange(samples))[None, None]  # of 10 samples
+        found = spectra(AVSample(video=video, audio=sound))
+        power = band_sums(found, found, bands_of(*sizes))
+        assert power.video.argmax() == 1 * 12 + 4  # brightness, an octave and four half octaves below Nyquist
+        assert power.audio.argmax() == 5
+        assert power.video.max() > 0.999 * power.video.sum()
+        assert power.audio.max() > 0.999 * power.audio.sum()
+
+
+def test_gains_of_one_change_nothing_and_of_zero_leave_the_mean_colour():
+    one = clips(2).map(lambda x: x.clamp(-1, 1))
+    same = gains().apply(one, 500.0)
+    torch.testing.assert_close(same.video, one.video, rtol=0, atol=1e-5)
+    torch.testing.assert_close(same.audio, one.audio, rtol=0, atol=1e-5)
+    nothing = gains(video=0.0, audio=0.0, colour=0.25).apply(one, 500.0)
+    torch.testing.assert_close(nothing.video, torch.full_like(one.video, 0.25), rtol=0, atol=1e-5)
+    torch.testing.assert_close(nothing.audio, torch.zeros_like(one.audio), rtol=0, atol=1e-5)
+
+
+def test_each_call_has_gains_of_its_own_and_a_band_does_not_touch_another():
+    table = gains()
+    table.audio[1, 2:] = 0.0
+    one = clips(1)
+    assert torch.allclose(table.apply(one, 998.7).audio, one.audio, atol=1e-5)
+    found, before = spectra(table.apply(one, 500.2)), spectra(one)
+    band = bands_of(*SIZES).audio
+    assert found.audio[..., band > 1].abs().max() < 1e-5
+    torch.testing.assert_close(found.audio[..., band < 2], before.audio[..., band < 2], rtol=0, atol=1e-5)
+
+
+def test_gains_give_the_power_that_is_wanted_up_to_the_largest():
+    found = AVSample(video=torch.tensor([1.0, 4.0, 0.0, 1.0]), audio=torch.tensor([1.0]))
+    wanted = AVSample(video=torch.tensor([2.25, 1.0, 1.0, 0.0]), audio=torch.tensor([100.0]))
+    made = matching_gains(wanted, found, 2.0)
+    assert made.video.tolist() == [1.5, 0.5, 0.0, 0.0]
+    assert made.audio.tolist() == [2.0]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return AVPipeline(tiny_unet(), CLIP)
+
+
+def shrinking(pipe, share: float, variance: float):
+    """The pipeline, with the exact x̂0 of independent Gaussian values times ``share``, always too weak."""
+
+    def network(options):
+        def call(noisy, point):
+            best = point.alpha * variance / (point.alpha**2 * variance + point.sigma**2)
+            return noisy.map(lambda x: (x - point.alpha * share * best * x) / point.sigma)
+
+        return call
+
+    class Wrong(AVPipeline):
+        def network(self, options):
+            return network(options)
+
+    return Wrong(pipe.unet, pipe.clip)
+
+
+def test_what_a_network_predicts_too_weakly_is_made_strong_enough(pipe):
+    variance = 0.04
+    draw = torch.Generator().manual_seed(0)
+    real = AVSample(
+        video=variance**0.5 * torch.randn(48, *CLIP.video_shape, generator=draw),
+        audio=variance**0.5 * torch.randn(48, *CLIP.audio_shape, generator=draw),
+    )
+    wrong = shrinking(pipe, 0.6, variance)
+    options = SamplingOptions(steps=8, sampler="dpm-solver++", start_timestep=700, progress=False)
+    weak = wrong(48, 8, "dpm-solver++", start_timestep=700, progress=False)
+    table = calibrate(wrong, real, options)
+    assert (table.sampler, table.calls, table.start_timestep) == ("dpm-solver++", 8, 700)
+    assert (table.timesteps.diff() < 0).all()
+    wrong.register_modules(calibration=Calibration.of([table]))
+    right = wrong(48, 8, "dpm-solver++", start_timestep=700, progress=False)
+    for part in ("video", "audio"):
+        assert getattr(weak, part).var() < 0.75 * variance
+        assert getattr(right, part).var().item() == pytest.approx(variance, rel=0.1)
+
+
+def test_a_calibration_is_measured_with_the_gains_before_in_use_and_not_with_an_old_one(pipe):
+    real = dequantise(open_source("world:landscape:4", CLIP, "train").read(range(4)))
+    options = SamplingOptions(steps=3, sampler="sde-dpm-solver++", progress=False)
+    first = calibrate(pipe, real, options)
+    pipe.register_modules(calibration=Calibration.of([gains(video=0.5)]))
+    again = calibrate(pipe, real, options)
+    assert pipe.calibration is not None
+    pipe.register_modules(calibration=None)
+    for name in ("video", "audio", "before", "after"):
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
+    assert first.video.max() <= LARGEST_GAIN
+    in_parts = calibrate(pipe, real, SamplingOptions(steps=3, sampler="sde-dpm-solver++", batch_size=3, progress=False))
+    torch.testing.assert_close(in_parts.video, first.video, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "clip", "sampler", "said"),
+    [
+        (1, CLIP, "ddim", "at least 2 clips"),
+        (2, ClipSpec(frames=8, fps=CLIP.fps, size=8, sample_rate_hz=CLIP.sample_rate_hz), "ddim", "as the model makes"),
+        (2, CLIP, object(), "not for a scheduler"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(pipe, count, clip, sampler, said):
+    real = AVSample(video=torch.zeros(count, *clip.video_shape), audio=torch.zeros(count, *clip.audio_shape))
+    with pytest.raises(UserError, match=said):
+        calibrate(pipe, real, SamplingOptions(steps=2, sampler=sampler, progress=False))
+
+
+def test_a_model_keeps_its_gains_and_uses_them_for_their_way_of_sampling_alone(tmp_path):
+    unet = tiny_unet()
+    pipe = AVPipeline(unet, CLIP, calibration=Calibration.of([gains(audio=0.0), gains(video=0.5)]))
+    assert [path.video[0, 0].item() for path in pipe.calibration.paths] == [0.5]  # the last of one way
+    pipe.register_modules(calibration=Calibration.of([gains(audio=0.0)]))
+    pipe.save_pretrained(tmp_path)
+    loaded, plain = AVPipeline.from_pretrained(tmp_path), AVPipeline(unet, CLIP)
+    made = pipe(2, 3, WAY["sampler"], **QUIET)
+    assert torch.equal(loaded(2, 3, WAY["sampler"], **QUIET).audio, made.audio)
+    assert made.audio.abs().max() < 1e-5  # no gain, no sound
+    alone = pipe(1, 3, WAY["sampler"], indices=[1], **QUIET)
+    torch.testing.assert_close(alone.video, made.video[1:], rtol=0, atol=1e-4)
+    for other in ({"steps": 4}, {"steps": 3, "start_timestep": 700}):
+        with pytest.warns(MgctWarning, match=r"calibrated for sde-dpm-solver\+\+ from 999 with 3 calls; as asked"):
+            ours = pipe(1, sampler=WAY["sampler"], **other, **QUIET)
+        theirs = plain(1, sampler=WAY["sampler"], **other, **QUIET)
+        assert torch.equal(ours.audio, theirs.audio)
+    assert pipe(1, 3, WAY["sampler"], seconds=0.8, **QUIET).audio.abs().max() < 1e-5
+
+
+def test_what_is_given_is_given_still():
+    pipe = AVPipeline(tiny_unet(), CLIP, calibration=Calibration.of([gains(audio=0.0)]))
+    sound = torch.rand(1, 1, CLIP.audio_samples) - 0.5
+    made = pipe.audio_to_video(sound, steps=3, sampler=WAY["sampler"], **QUIET)
+    torch.testing.assert_close(made.audio, sound, rtol=0, atol=1e-5)
+
+
+def test_calibrated_clips_are_not_mixed_with_others_and_tables_are_made_without(tmp_path):
+    unet = tiny_unet()
+    pipe, plain = AVPipeline(unet, CLIP, calibration=Calibration.of([gains()])), AVPipeline(unet, CLIP)
+    options = SamplingOptions(steps=3, sampler=WAY["sampler"], progress=False)
+    sample_to_folder(pipe, tmp_path / "clips", 1, options)
+    with pytest.raises(UserError, match=r"made otherwise.*calibration"):
+        sample_to_folder(plain, tmp_path / "clips", 1, options)
+    pipe.save_pretrained(tmp_path / "model")
+    assert Study({"baseline": tmp_path / "model"}, tmp_path, Settings())._pipe("baseline").calibration is None
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def model(tmp_path):
+    AVPipeline(tiny_unet(), CLIP).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text(model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]})))
+    (tmp_path / "model" / "training.json").write_text("{}")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_is_calibrated_in_its_place(model, capsys):
+    weights = (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    call = ["calibrate", str(model), "world:landscape", "--num", "4"]
+    assert main([*call, "--steps", "[2,3]", "--start_timestep", "700"]) == 0
+    assert "calibrated for sde-dpm-solver++ from 700 with 2, 3 calls" in capsys.readouterr().out
+    assert main([*call, "--steps", "[3]", "--sampler", "ddim"]) == 0
+    pipe = AVPipeline.from_pretrained(model)
+    assert [path.key for path in pipe.calibration.paths] == [
+        ("ddim", 3, 700),
+        ("sde-dpm-solver++", 2, 700),
+        ("sde-dpm-solver++", 3, 700),
+    ]
+    assert pipe.coarse_start is not None
+    assert (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert (model / "training.json").is_file()
+    assert (model / "README.md").read_text().count(
+        "Calibrated (`mgct calibrate`) for ddim from 700 with 3 calls; sde"
+    ) == 1
+
+
+def test_a_calibrated_copy_leaves_the_model_as_it_is(model, tmp_path):
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    call = ["calibrate", str(model), "world:landscape", "--out", str(tmp_path / "copy"), "--num", "2", "--steps", "[2]"]
+    assert main(call) == 0
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    assert "calibration" in json.loads((tmp_path / "copy" / "model_index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["world:landscape", "--num", "1"], "num must be at least 2"),
+        (["world:landscape:3"], "has 3 training clips, fewer than num=64"),
+        (["world:landscape", "--steps", "[0]"], "steps"),
+        (["world:landscape", "--sampler", "euler"], "euler"),
+        (["world:landscape", "--sampler", "map", "--steps", "[2]", "--num", "2"], "jumps"),
+        (["nowhere"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_in_one_line(model, capsys, options, said):
+    before = sorted(model.rglob("*"))
+    assert main(["calibrate", str(model), *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert error.startswith("mgct: ")
+    assert sorted(model.rglob("*")) == before
+
+
+def test_models_of_the_package_are_not_changed(capsys):
+    assert main(["calibrate", "landscape-micro", "world:landscape"]) == 2
+    assert "give --out FOLDER" in capsys.readouterr().err
+
+
+def test_a_card_says_once_what_is_calibrated():
+    card = model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, calibration="ddim with 2 calls from 999"))
+    assert card.count("Calibrated") == 1
+    again = with_calibration(card, "ddim with 3 calls from 999")
+    assert again.count("Calibrated") == 1
+    assert "ddim with 3 calls" in again
+    assert again.replace("3 calls", "2 calls") == card
