@@ -27,6 +27,7 @@ demo-train: $(READY)  ## a small world, prepared, learned through both stages in
 	$(BIN)/mgct worlds landscape $(DEMO_TRAIN)/videos --num 240 --clip configs/clips/micro.yaml
 	$(BIN)/mgct prepare $(DEMO_TRAIN)/videos $(DEMO_TRAIN)/shards --clip configs/clips/micro.yaml
 	$(BIN)/mgct train --config configs/demo.yaml --data $(DEMO_TRAIN)/shards --out $(DEMO_TRAIN)/run
+	$(BIN)/mgct calibrate $(DEMO_TRAIN)/run $(DEMO_TRAIN)/shards
 	$(BIN)/mgct sample $(DEMO_TRAIN)/run $(DEMO_TRAIN)/clips --num 8
 	$(BIN)/mgct plot compare $(DEMO_TRAIN)/videos $(DEMO_TRAIN)/clips $(DEMO_TRAIN)/contact_sheet.png --num 4
 	$(BIN)/mgct plot loss $(DEMO_TRAIN)/run $(DEMO_TRAIN)/loss.png

@@ -269,7 +269,7 @@ def test_a_calibrated_copy_leaves_the_model_as_it_is(model, tmp_path):
     ("options", "said"),
     [
         (["world:landscape", "--num", "1"], "num must be at least 2"),
-        (["world:landscape:3"], "has 3 training clips, fewer than num=64"),
+        (["world:landscape:1"], "has 1 training clips; a calibration needs at least 2"),
         (["world:landscape", "--steps", "[0]"], "steps"),
         (["world:landscape", "--sampler", "euler"], "euler"),
         (["world:landscape", "--sampler", "map", "--steps", "[2]", "--num", "2"], "jumps"),

@@ -50,7 +50,7 @@ def calibrate_model(
         sampler: the sampler to calibrate.
         steps: numbers of network calls to calibrate it for, as in [8,12]; the sampler's default if not given.
         start_timestep: the noisiest level, which becomes the model's own; if not given, that is taken.
-        num: training clips, and generated ones, that it is measured on.
+        num: training clips, and as many generated ones, that it is measured on; fewer where there are not so many.
         batch_size: clips at once.
         seed: of the noise.
         precision: of the network; the same as for sampling.
@@ -67,8 +67,9 @@ def calibrate_model(
     named = [f"{way.calls} calls" for way in ways]  # refuses what the sampler cannot do before anything is read
     pipe: Any = AVPipeline.from_pretrained(folder)
     source = _training_clips(data, pipe, max(num, COARSE_CLIPS))
-    if len(source) < num:
-        raise UserError(f"{data} has {len(source)} training clips, fewer than num={num}")
+    num = min(num, len(source))
+    if num < 2:
+        raise UserError(f"{data} has {num} training clips; a calibration needs at least 2, better 64")
     if pipe.coarse_start is None:
         pipe.register_modules(coarse_start=_coarse_start(source))
     if start_timestep is not None:
@@ -79,7 +80,7 @@ def calibrate_model(
     torch.nn.Module.to(measured.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
     with explain_memory("batch_size", batch_size):
         for way, name in zip(ways, named, strict=True):
-            print(f"{sampler}, {name}:", file=sys.stderr)
+            print(f"{sampler}, {name}, on {num} clips:", file=sys.stderr)
             paths.append(calibrate(measured, clips, way))
     saved: Any = AVPipeline.from_pretrained(folder)
     saved.register_modules(coarse_start=pipe.coarse_start.to("cpu"), calibration=Calibration.of(paths))
