@@ -2,9 +2,11 @@
 
     python experiments/bundle.py landscape-micro CARD.json --task micro landscape mgct-map --start_timestep 850
     python experiments/bundle.py landscape CARD.json --run runs/landscape --start_timestep 850
+    python experiments/bundle.py landscape CARD.json --calibrated runs/landscape-calibrated
 
 A task's weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, and are kept in the package alone from then
-on; a run's are those of its ``model``, in half precision. CARD.json is a metric card of its samples, as `mgct evaluate`
+on; a run's are those of its ``model``, in half precision; and a copy of a model of the package that `mgct calibrate`
+has made gives it where its sampling starts and its calibration. CARD.json is a metric card of its samples, as `mgct evaluate`
 and `mgct reproduce` write them: its numbers go into the model's card. Only what was trained on nothing but the
 procedural worlds may be bundled under this licence.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +27,9 @@ import yaml
 from run import PLAN, ROOT, Task, device, without_paths
 
 from mgct import AVPipeline, __version__
+from mgct.files import replace_folder
 from mgct.metrics.card import MetricCard
-from mgct.model_card import ModelFacts, model_card
+from mgct.model_card import ModelFacts, model_card, with_calibration
 from mgct.samplers import recommended_samplers
 from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
@@ -100,13 +104,12 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
     recommended = recommended_samplers(training["stage"], pipe.unet.config["target_time"])
     pipe.register_to_config(recommended=recommended, start_timestep=start_timestep)
-    how = f"{card_path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
     facts = ModelFacts(
         name=name,
         clip=pipe.clip,
         parameters=count_parameters(pipe.unet),
         recommended=recommended,
-        metrics={f"{value.name}, {how}": value.value for value in card.values},
+        metrics=measured(card, card_path),
         licence="Apache-2.0",
         version=__version__,
         address=name,
@@ -128,6 +131,37 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     return folder
+
+
+def calibrate(name: str, copy: Path, card_path: Path) -> Path:
+    """Give a model of the package the start and the calibration that a copy of it has, and the numbers of that."""
+    folder = FOLDER / name
+    pipe: Any = AVPipeline.from_pretrained(folder, dtype=torch.float16)
+    other: Any = AVPipeline.from_pretrained(copy, dtype=torch.float16)
+    for key, weights in pipe.unet.state_dict().items():
+        if not torch.equal(weights, other.unet.state_dict()[key]):
+            raise SystemExit(f"{copy} is not a copy of {name}: {key} differs")
+    parts = {part: getattr(AVPipeline.from_pretrained(copy), part) for part in ("coarse_start", "calibration")}
+    pipe.register_modules(**parts)
+    pipe.register_to_config(start_timestep=other.config.start_timestep)
+    card = MetricCard.load(card_path)
+    text = re.sub(r"(?<=noise level )\d+", str(other.config.start_timestep), (folder / "README.md").read_text())
+    rows = "\n".join(f"| {label} | {value:g} |" for label, value in measured(card, card_path).items())
+    text = re.sub(r"(?<=\|---\|---\|\n)\| [A-Z]+-.*?\|(?=\n\n)", lambda _: rows, text, flags=re.DOTALL)
+
+    def write(draft: Path) -> None:
+        pipe.save_pretrained(draft)
+        without_paths(draft)
+        (draft / "README.md").write_text(with_calibration(text, parts["calibration"].said()))
+
+    replace_folder(folder, write)
+    return folder
+
+
+def measured(card: MetricCard, path: Path) -> dict[str, float]:
+    """The numbers of a metric card, as a model's card names them."""
+    how = f"{path.stem.split('--')[1]}, {card.fake.num} clips against {card.real.num}"
+    return {f"{value.name}, {how}": value.value for value in card.values}
 
 
 def give_back(name: str) -> None:
@@ -158,8 +192,12 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--task", nargs=3, metavar=("SIZE", "WORLD", "ROLE"))
     source.add_argument("--run", type=Path)
+    source.add_argument("--calibrated", type=Path)
     parser.add_argument("--start_timestep", type=int, help="the noise level that it is best sampled from")
     options = parser.parse_args()
+    if options.calibrated:
+        print(calibrate(options.name, options.calibrated, options.card))
+        return
     task = Task(*options.task, ROOT / "runs" / "evidence") if options.task else None
     model, training = of_task(task) if task else of_run(options.run)
     print(bundle(options.name, model, training, options.card, options.start_timestep))

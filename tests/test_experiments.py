@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mgct import AVPipeline, cli
+from mgct.samplers import DEFAULT
 from mgct.saved_models import FOLDER
 
 ROOT = Path(__file__).parent.parent
@@ -181,3 +182,31 @@ def test_the_model_of_a_run_is_bundled_with_what_it_began_from(run, tmp_path, mo
     ):
         assert words in text
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.*"))
+
+
+def test_a_model_of_the_package_is_given_the_calibration_of_a_copy(run, tmp_path, monkeypatch):
+    import bundle
+
+    for module in (run, bundle):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "models")
+    folder, copy = tmp_path / "models" / "landscape-micro", tmp_path / "copy"
+    shutil.copytree(FOLDER / "landscape-micro", folder)
+    few = ["--num", "2", "--steps", "[2]", "--start_timestep", "640"]
+    assert cli.main(["calibrate", str(folder), "world:landscape", "--out", str(copy), *few]) == 0
+    weights = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    card = tmp_path / "calibrated--ddim-2--compact.json"
+    shutil.copy(next((ROOT / "experiments").rglob("stage1--dpm-solver-20--*.json")), card)
+    assert bundle.calibrate("landscape-micro", copy, card) == folder
+    pipe = AVPipeline.from_pretrained(folder)
+    assert pipe.calibration.find(DEFAULT, 2, 640) is not None
+    assert pipe.config.start_timestep == 640
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    text = (folder / "README.md").read_text()
+    assert "noise level 640 unless" in text
+    assert "Calibrated (`mgct calibrate`) for sde-dpm-solver++ from 640 with 2 calls." in text
+    assert text.count("| FVD-compact, ddim-2, ") == 1
+    assert "-from-850-" not in text
+    assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.*"))
+    shutil.copytree(FOLDER / "dance", tmp_path / "models" / "dance")
+    with pytest.raises(SystemExit, match="not a copy of dance"):
+        bundle.calibrate("dance", copy, card)
