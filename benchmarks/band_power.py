@@ -40,14 +40,19 @@ def powers(source: ClipSource, num: int) -> dict[str, float]:
 def named(video: Tensor, audio: Tensor, clip: ClipSpec) -> dict[str, float]:
     """Sums over the bands of time × space, and of the sound."""
     still, moving = video[-1], video[:-1].sum(1)
-    rows = {"colour": still[-1], "> 32 px": still[8:-1].sum()}
-    rows |= {f"{2 << k}-{4 << k} px": still[2 * k : 2 * k + 2].sum() for k in (3, 2, 1, 0)}
+    rows = {"colour": still[-1], "> 32 px": still[9:-1].sum()}
+    rows |= {f"{2 << k}-{4 << k} px": still[_octave(k)].sum() for k in (3, 2, 1, 0)}
     rows |= {"> 8 frames": moving[3], "4-8 frames": moving[2], "2-4 frames": moving[:2].sum()}
     for octave in range(6, -1, -1):
         top = clip.sample_rate_hz / 2 / 2**octave
-        rows[f"to {top:.0f} Hz"] = audio[2 * octave : 2 * octave + 2].sum()
-    rows["lower"] = audio[14:].sum()
+        rows[f"{top / 2:g}-{top:g} Hz"] = audio[_octave(octave)].sum()
+    rows["lower"] = audio[15:].sum()
     return {name: float(value) for name, value in rows.items()}
+
+
+def _octave(number: int) -> slice:
+    """Which half octaves are octave ``number`` below the Nyquist frequency: the first of them is that frequency alone."""
+    return slice(2 * number + (number > 0), 2 * number + 3)
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=48)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the distances there")
+    parser.add_argument("--like", type=Path, help="take the distances between real clips from an earlier run's file")
     options = parser.parse_args()
     warnings.simplefilter("ignore", RankDeficientWarning)  # of the same number on all sides, as said above
     protocol, source, world = get_protocol(options.protocol), open_source(options.clips), get_world(options.world)
@@ -61,10 +62,15 @@ def main() -> None:
     labels = world.labels(range(4 * classes * options.num), SEED)
     of_class = [torch.nonzero(labels == k).flatten()[: options.num] for k in range(classes)]
     kept = torch.cat(of_class)
-    stored = quantise(world.render(kept, source.spec, seed=SEED).clips)
-    real = features(extractor, stored, source.spec, protocol.batch_size)
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
     mixed, others = order[: options.num], order[options.num : 2 * options.num]
+    before = json.loads(options.like.read_text()) if options.like else {}
+    if before:
+        if (before["world"], before["num"]) != (options.world, options.num):
+            raise SystemExit(f"{options.like} is of {before['num']} clips of {before['world']}")
+        kept, mixed = kept[mixed], torch.arange(options.num)
+    stored = quantise(world.render(kept, source.spec, seed=SEED).clips)
+    real = features(extractor, stored, source.spec, protocol.batch_size)
     starts = torch.tensor([0, *map(len, of_class)]).cumsum(0).tolist()
     rows = [slice(first, last) for first, last in pairwise(starts)]
     table = {}
@@ -75,11 +81,17 @@ def main() -> None:
     for metric in protocol.metrics:
         distance, scale = metric.distance.value, metric.scale
         x = real[metric.encoder]
-        made, own = (scale * distance(x[mixed], other) for other in (fake[metric.encoder], x[others]))
-        between = [scale * distance(x[a], x[b]) for a, b in combinations(rows, 2)]
-        mean = statistics.mean(between)
-        table[metric.name] = {"generated": made, "real": own, "between_mean": mean, "between_smallest": min(between)}
-        print(f"| {metric.name} | {made:.4g} | {own:.4g} | {mean:.4g} | {min(between):.4g} | {made / mean:.2f} |")
+        made = scale * distance(x[mixed], fake[metric.encoder])
+        if before:
+            row = {**before["distances"][metric.name], "generated": made}
+        else:
+            own = scale * distance(x[mixed], x[others])
+            between = [scale * distance(x[a], x[b]) for a, b in combinations(rows, 2)]
+            mean = statistics.mean(between)
+            row = {"generated": made, "real": own, "between_mean": mean, "between_smallest": min(between)}
+        table[metric.name] = row
+        shown = " | ".join(f"{value:.4g}" for value in row.values())
+        print(f"| {metric.name} | {shown} | {made / row['between_mean']:.2f} |")
     if options.json:
         facts = {"world": options.world, "protocol": protocol.definition(), "num": options.num, "distances": table}
         options.json.write_text(json.dumps(facts, indent=1) + "\n")

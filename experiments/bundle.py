@@ -29,7 +29,7 @@ from run import PLAN, ROOT, Task, device, without_paths
 from mgct import AVPipeline, __version__
 from mgct.files import replace_folder
 from mgct.metrics.card import MetricCard
-from mgct.model_card import ModelFacts, model_card, with_calibration
+from mgct.model_card import ModelFacts, model_card, with_sampling
 from mgct.samplers import recommended_samplers
 from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
@@ -142,17 +142,18 @@ def calibrate(name: str, copy: Path, card_path: Path) -> Path:
         if not torch.equal(weights, other.unet.state_dict()[key]):
             raise SystemExit(f"{copy} is not a copy of {name}: {key} differs")
     parts = {part: getattr(AVPipeline.from_pretrained(copy), part) for part in ("coarse_start", "calibration")}
+    start = other.config.start_timestep
     pipe.register_modules(**parts)
-    pipe.register_to_config(start_timestep=other.config.start_timestep)
+    pipe.register_to_config(start_timestep=start)
     card = MetricCard.load(card_path)
-    text = re.sub(r"(?<=noise level )\d+", str(other.config.start_timestep), (folder / "README.md").read_text())
+    text = with_sampling((folder / "README.md").read_text(), start, True, parts["calibration"].said())
     rows = "\n".join(f"| {label} | {value:g} |" for label, value in measured(card, card_path).items())
     text = re.sub(r"(?<=\|---\|---\|\n)\| [A-Z]+-.*?\|(?=\n\n)", lambda _: rows, text, flags=re.DOTALL)
 
     def write(draft: Path) -> None:
         pipe.save_pretrained(draft)
         without_paths(draft)
-        (draft / "README.md").write_text(with_calibration(text, parts["calibration"].said()))
+        (draft / "README.md").write_text(text)
 
     replace_folder(folder, write)
     return folder

@@ -1,9 +1,11 @@
 """Gains of x̂0 by frequency band: what they do to a signal, how they are measured, kept and used."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mgct import AVPipeline, AVSample, ClipSpec
 from mgct.calibrate import LARGEST_GAIN, calibrate
@@ -22,8 +24,9 @@ from mgct.calibration import (
 from mgct.cli import main
 from mgct.clip_folder import sample_to_folder
 from mgct.errors import MgctWarning, UserError
+from mgct.files import locked
 from mgct.metrics.sources import open_source
-from mgct.model_card import ModelFacts, model_card, with_calibration
+from mgct.model_card import ModelFacts, model_card, with_sampling
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
 from mgct.types import dequantise
@@ -45,7 +48,7 @@ def gains(video=1.0, audio=1.0, colour=0.0, **way) -> PathGains:
     """Gains of three calls, the same for all bands."""
     return PathGains(
         **{**WAY, **way},
-        timesteps=torch.tensor([999.0, 500.0, 100.0]),
+        timesteps=(999.0, 500.0, 100.0),
         video=torch.full((3, VIDEO_BANDS), video),
         audio=torch.full((3, AUDIO_BANDS), audio),
         before=torch.zeros(3, 3),
@@ -110,10 +113,11 @@ def test_each_call_has_gains_of_its_own_and_a_band_does_not_touch_another():
 
 
 def test_gains_give_the_power_that_is_wanted_up_to_the_largest():
-    found = AVSample(video=torch.tensor([1.0, 4.0, 0.0, 1.0]), audio=torch.tensor([1.0]))
-    wanted = AVSample(video=torch.tensor([2.25, 1.0, 1.0, 0.0]), audio=torch.tensor([100.0]))
-    made = matching_gains(wanted, found, 2.0)
-    assert made.video.tolist() == [1.5, 0.5, 0.0, 0.0]
+    found = AVSample(video=torch.ones(VIDEO_BANDS), audio=torch.tensor([1.0]))
+    wanted = AVSample(video=torch.ones(VIDEO_BANDS), audio=torch.tensor([100.0]))
+    found.video[:4], wanted.video[:4] = torch.tensor([1.0, 4.0, 0.0, 1.0]), torch.tensor([2.25, 1.0, 1.0, 0.0])
+    made = matching_gains(wanted, found, found.map(torch.ones_like), 2.0)
+    assert made.video[:5].tolist() == [1.5, 0.5, 0.0, 0.0, 1.0]
     assert made.audio.tolist() == [2.0]
 
 
@@ -151,7 +155,7 @@ def test_what_a_network_predicts_too_weakly_is_made_strong_enough(pipe):
     weak = wrong(48, 8, "dpm-solver++", start_timestep=700, progress=False)
     table = calibrate(wrong, real, options)
     assert (table.sampler, table.calls, table.start_timestep) == ("dpm-solver++", 8, 700)
-    assert (table.timesteps.diff() < 0).all()
+    assert list(table.timesteps) == sorted(table.timesteps, reverse=True)
     wrong.register_modules(calibration=Calibration.of([table]))
     right = wrong(48, 8, "dpm-solver++", start_timestep=700, progress=False)
     for part in ("video", "audio"):
@@ -170,6 +174,7 @@ def test_a_calibration_is_measured_with_the_gains_before_in_use_and_not_with_an_
     for name in ("video", "audio", "before", "after"):
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     assert first.video.max() <= LARGEST_GAIN
+    torch.testing.assert_close(first.after, real.video.mean((0, 1, 3, 4)).expand(3, 3))
     in_parts = calibrate(pipe, real, SamplingOptions(steps=3, sampler="sde-dpm-solver++", batch_size=3, progress=False))
     torch.testing.assert_close(in_parts.video, first.video, rtol=1e-3, atol=1e-3)
 
@@ -180,6 +185,7 @@ def test_a_calibration_is_measured_with_the_gains_before_in_use_and_not_with_an_
         (1, CLIP, "ddim", "at least 2 clips"),
         (2, ClipSpec(frames=8, fps=CLIP.fps, size=8, sample_rate_hz=CLIP.sample_rate_hz), "ddim", "as the model makes"),
         (2, CLIP, object(), "not for a scheduler"),
+        (2, CLIP, "consistency", "predicts ends of paths"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused(pipe, count, clip, sampler, said):
@@ -208,11 +214,49 @@ def test_a_model_keeps_its_gains_and_uses_them_for_their_way_of_sampling_alone(t
     assert pipe(1, 3, WAY["sampler"], seconds=0.8, **QUIET).audio.abs().max() < 1e-5
 
 
-def test_what_is_given_is_given_still():
-    pipe = AVPipeline(tiny_unet(), CLIP, calibration=Calibration.of([gains(audio=0.0)]))
+def test_where_sound_is_given_the_picture_is_calibrated_by_replacement_and_not_by_guidance():
+    unet = tiny_unet()
+    pipe, plain = AVPipeline(unet, CLIP, calibration=Calibration.of([gains(video=0.0, colour=0.25)])), None
     sound = torch.rand(1, 1, CLIP.audio_samples) - 0.5
-    made = pipe.audio_to_video(sound, steps=3, sampler=WAY["sampler"], **QUIET)
+    way = {"steps": 3, "sampler": WAY["sampler"], **QUIET}
+    made = pipe.audio_to_video(sound, **way)
     torch.testing.assert_close(made.audio, sound, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.video, torch.full_like(made.video, 0.25), rtol=0, atol=1e-4)
+    plain = AVPipeline(unet, CLIP)
+    ours, theirs = (one.audio_to_video(sound, method="guided", **way) for one in (pipe, plain))
+    assert torch.equal(ours.video, theirs.video)
+
+
+def test_values_that_may_leave_the_range_are_not_calibrated():
+    unet = tiny_unet()
+    pipe, plain = AVPipeline(unet, CLIP, calibration=Calibration.of([gains(audio=0.0)])), AVPipeline(unet, CLIP)
+    way = {"steps": 3, "sampler": WAY["sampler"], "clip_x0": False, **QUIET}
+    with pytest.warns(MgctWarning, match="goes without"):
+        made = pipe(1, **way)
+    assert torch.equal(made.audio, plain(1, **way).audio)
+
+
+def test_long_clips_have_their_slow_motion_though_the_model_s_own_have_none_so_slow():
+    sizes = count_bands(8, 16, 16, 512)
+    wanted = AVSample(video=torch.ones(VIDEO_BANDS), audio=torch.ones(AUDIO_BANDS))
+    found = AVSample(video=4 * sizes.video.clamp(max=1).float(), audio=4 * sizes.audio.clamp(max=1).float())
+    made = matching_gains(wanted, found, sizes, 2.0)
+    slow, faster = (made.video.view(2, 5, 12)[:, row] for row in (3, 2))
+    assert sizes.video.view(2, 5, 12)[:, 3].sum() == 0
+    assert torch.equal(slow, faster)
+    assert set(made.video.tolist()) == {0.5, 1.0}  # 1: spatial bands that no clip of this size has
+    odd = matching_gains(wanted, found, count_bands(5, 16, 16, 512), 2.0)
+    assert torch.equal(odd.video.view(2, 5, 12)[:, 0], odd.video.view(2, 5, 12)[:, 1])
+
+
+def test_gains_in_half_precision_are_those_of_the_same_calls():
+    many = [float(t) for t in range(999, -1, -1)]
+    table = PathGains("ddpm", 1000, 999, tuple(many), *(torch.zeros(1000, n) for n in (VIDEO_BANDS, AUDIO_BANDS, 3, 3)))
+    table.video[:] = torch.arange(1000.0)[:, None]
+    (path,) = Calibration.of([table]).to(torch.bfloat16).paths
+    assert [path.row(t) for t in many] == list(range(1000))
+    assert path.video.dtype == torch.bfloat16
+    assert path.apply(clips(1), 500.0).video.dtype == torch.float32
 
 
 def test_calibrated_clips_are_not_mixed_with_others_and_tables_are_made_without(tmp_path):
@@ -220,6 +264,8 @@ def test_calibrated_clips_are_not_mixed_with_others_and_tables_are_made_without(
     pipe, plain = AVPipeline(unet, CLIP, calibration=Calibration.of([gains()])), AVPipeline(unet, CLIP)
     options = SamplingOptions(steps=3, sampler=WAY["sampler"], progress=False)
     sample_to_folder(pipe, tmp_path / "clips", 1, options)
+    pipe.register_modules(calibration=Calibration.of([gains(), gains(sampler="ddim")]))
+    sample_to_folder(pipe, tmp_path / "clips", 2, options)  # another way does not matter
     with pytest.raises(UserError, match=r"made otherwise.*calibration"):
         sample_to_folder(plain, tmp_path / "clips", 1, options)
     pipe.save_pretrained(tmp_path / "model")
@@ -233,7 +279,8 @@ def test_calibrated_clips_are_not_mixed_with_others_and_tables_are_made_without(
 def model(tmp_path):
     AVPipeline(tiny_unet(), CLIP).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text(model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]})))
-    (tmp_path / "model" / "training.json").write_text("{}")
+    (tmp_path / "model" / ".git").mkdir()
+    (tmp_path / "model" / ".git" / "HEAD").write_text("main")
     return tmp_path / "model"
 
 
@@ -251,10 +298,11 @@ def test_a_saved_model_is_calibrated_in_its_place(model, capsys):
     ]
     assert pipe.coarse_start is not None
     assert (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
-    assert (model / "training.json").is_file()
-    assert (model / "README.md").read_text().count(
-        "Calibrated (`mgct calibrate`) for ddim from 700 with 3 calls; sde"
-    ) == 1
+    assert (model / ".git" / "HEAD").read_text() == "main"
+    card = (model / "README.md").read_text()
+    assert card.count("Calibrated (`mgct calibrate`) for ddim from 700 with 3 calls; sde") == 1
+    assert "Sampling starts at noise level 700 unless" in card
+    assert "has the coarse colours" in card
 
 
 def test_a_calibrated_copy_leaves_the_model_as_it_is(model, tmp_path):
@@ -272,17 +320,23 @@ def test_a_calibrated_copy_leaves_the_model_as_it_is(model, tmp_path):
         (["world:landscape:1"], "has 1 training clips; a calibration needs at least 2"),
         (["world:landscape", "--steps", "[0]"], "steps"),
         (["world:landscape", "--sampler", "euler"], "euler"),
-        (["world:landscape", "--sampler", "map", "--steps", "[2]", "--num", "2"], "jumps"),
+        (["world:landscape", "--sampler", "map", "--steps", "[2]", "--num", "2"], "predicts ends of paths"),
+        (["world:landscape", "--steps", "[8,800]", "--start_timestep", "700"], "800 steps do not fit"),
+        (["world:landscape", "--start_timestep", "2000"], "must be below the schedule"),
+        (["world:dance:5", "--out", "."], "holds something else"),
+        (["world:dance:5", "--out", "file"], "holds something else"),
         (["nowhere"], "does not exist"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_in_one_line(model, capsys, options, said):
-    before = sorted(model.rglob("*"))
+def test_what_cannot_be_calibrated_is_refused_in_one_line(model, capsys, monkeypatch, options, said):
+    monkeypatch.chdir(model.parent)
+    Path("file").write_text("")
+    before = sorted(model.parent.rglob("*"))
     assert main(["calibrate", str(model), *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error
     assert error.startswith("mgct: ")
-    assert sorted(model.rglob("*")) == before
+    assert sorted(model.parent.rglob("*")) == before
 
 
 def test_models_of_the_package_are_not_changed(capsys):
@@ -293,7 +347,52 @@ def test_models_of_the_package_are_not_changed(capsys):
 def test_a_card_says_once_what_is_calibrated():
     card = model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, calibration="ddim with 2 calls from 999"))
     assert card.count("Calibrated") == 1
-    again = with_calibration(card, "ddim with 3 calls from 999")
+    again = with_sampling(card, None, False, "ddim with 3 calls from 999")
     assert again.count("Calibrated") == 1
     assert "ddim with 3 calls" in again
     assert again.replace("3 calls", "2 calls") == card
+
+
+def test_a_network_that_gives_no_numbers_is_refused(model, capsys):
+    pipe = AVPipeline.from_pretrained(model)
+    next(pipe.unet.parameters()).data.fill_(float("nan"))
+    pipe.save_pretrained(model)
+    assert main(["calibrate", str(model), "world:landscape", "--num", "2", "--steps", "[2]"]) == 2
+    assert "are not finite numbers: its weights are damaged" in capsys.readouterr().err
+    assert not (model / "calibration").exists()
+
+
+def test_a_run_that_is_being_trained_is_left_alone(model, capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    with locked(tmp_path, "mgct train"):
+        assert main(["calibrate", str(tmp_path), "world:landscape", "--num", "2", "--steps", "[2]"]) == 2
+    assert "another mgct train or calibrate is writing" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path), "world:landscape", "--num", "2", "--steps", "[2]"]) == 0
+
+
+def test_a_prepared_folder_of_longer_clips_does_as_it_does_for_training(model, tiny_shards, tmp_path):
+    facts = json.loads((tiny_shards / "index.json").read_text())["settings"]["clip"]
+    shorter = ClipSpec(**{**facts, "frames": facts["frames"] // 2})
+    unet = AVPipeline.from_pretrained(model).unet
+    AVPipeline(unet, shorter).save_pretrained(tmp_path / "short")
+    assert main(["calibrate", str(tmp_path / "short"), str(tiny_shards), "--num", "2", "--steps", "[2]"]) == 0
+    (path,) = AVPipeline.from_pretrained(tmp_path / "short").calibration.paths
+    assert path.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["tensor", "config", "empty"])
+def test_a_damaged_calibration_is_refused(tmp_path, damage):
+    AVPipeline(tiny_unet(), CLIP, calibration=Calibration.of([gains()])).save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model" / "calibration"
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "tensor":
+        tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+        del tensors["audio_0"]
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    elif damage == "config":
+        del config["paths"][0]["sampler"]
+    else:
+        config["paths"] = []
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError):
+        AVPipeline.from_pretrained(tmp_path / "model")

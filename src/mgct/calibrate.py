@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgct import samplers
 from mgct.calibration import TABLES, PathGains, band_sums, bands_of, count_bands, matching_gains, spectra
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError
@@ -43,8 +44,7 @@ def calibrate(pipe: AVPipeline, clips: AVSample, options: SamplingOptions) -> Pa
         raise UserError("a calibration needs at least 2 clips, better 64")
     if (clips.video.shape[1:], clips.audio.shape[1:]) != (torch.Size(shapes.video), torch.Size(shapes.audio)):
         raise UserError(f"a calibration needs clips as the model makes them, {pipe.clip}")
-    if not isinstance(options.sampler, str):
-        raise UserError("a calibration is for the samplers named here, not for a scheduler of diffusers")
+    check_can_calibrate(options)
     seed = derive_seed(options.seed, "calibration")
     options = replace(options, seed=seed, variation_of=(), on_step=None)
     pipe.check_sampler(options)
@@ -58,13 +58,25 @@ def calibrate(pipe: AVPipeline, clips: AVSample, options: SamplingOptions) -> Pa
     return rows.gains()
 
 
+def check_can_calibrate(options: SamplingOptions) -> None:
+    """Refuse a way of sampling that is not of the denoiser.
+
+    What a noisy clip's power should be is known of the mean of the clips that it may have been, E[x0 | x_t]. A
+    consistency function or a flow map predicts one of them.
+    """
+    if not isinstance(options.sampler, str):
+        raise UserError("a calibration is for the samplers named here, not for a scheduler of diffusers")
+    if samplers.SAMPLERS[options.sampler].samples:
+        raise UserError(f"sampler {options.sampler!r} predicts ends of paths, not means, which alone can be calibrated")
+
+
 class _Rows:
     """The predictor of a calibration, which measures each call before it answers."""
 
     def __init__(self, pipe: AVPipeline, clips: AVSample, options: SamplingOptions, bar: tqdm) -> None:
         self.clips, self.options, self.bar = clips, options, bar
         self.key = str(options.sampler), options.calls, pipe.start_timestep(options)
-        self.network, self.device = pipe.network(options), pipe._execution_device
+        self.network, self.device, self.dtype = pipe.network(options), pipe._execution_device, pipe.unet.dtype
         self.shapes = AVSample(video=pipe.clip.video_shape, audio=pipe.clip.audio_shape)
         frames, _, height, width = pipe.clip.video_shape
         sizes = frames, height, width, pipe.clip.audio_samples
@@ -76,12 +88,13 @@ class _Rows:
     def predict(self, x: Tensor, point: Point) -> Tensor:
         """ε̂ of all clips together, from the x̂0 that has the power it should."""
         parts = [self._x0(part, point) for part in x.split(self.options.batch_size)]
-        before = torch.cat([unpack(part, self.shapes).video.mean((1, 3, 4)) for part in parts]).mean(0)
+        before = self._mean_colour(parts)
         found = _total(band_sums(one, one, self.bands) for one in (self._spectra(part, before) for part in parts))
-        gains = matching_gains(self._wanted(point), self._per_coefficient(found), LARGEST_GAIN)
+        power = self._per_coefficient(found)
+        gains = matching_gains(self._wanted(point), power, self.sizes, LARGEST_GAIN)
         row = PathGains(
             *self.key,
-            torch.tensor([point.timestep]),
+            (point.timestep,),
             *(value.float().cpu()[None] for value in (gains.video, gains.audio, before, self.mean)),
         )
         self.rows.append(row)
@@ -91,26 +104,44 @@ class _Rows:
 
     def gains(self) -> PathGains:
         """The calls' rows as one table."""
-        return PathGains(*self.key, *(torch.cat([getattr(row, name) for row in self.rows]) for name in TABLES))
+        timesteps = tuple(row.timesteps[0] for row in self.rows)
+        return PathGains(
+            *self.key, timesteps, *(torch.cat([getattr(row, name) for row in self.rows]) for name in TABLES)
+        )
 
     def _wanted(self, point: Point) -> AVSample:
         """The power of the best linear prediction from x̂0 of noisy real clips, per coefficient of each band."""
-        cross, own = [], []
+        clean_parts, predicted_parts = [], []
         for first in range(0, len(self.clips.video), self.options.batch_size):
             last = first + self.options.batch_size
             clean = pack(self.clips.map(lambda x, part=slice(first, last): x[part].to(self.device, torch.float32)))
             seeds = [derive_seed(self.options.seed, "real", k, f"{point.timestep:.3f}") for k in range(first, last)]
             noise = per_clip_randn((clean.shape[1],), seeds[: len(clean)], self.device)
-            predicted = self._spectra(self._x0(add_noise(clean, noise, point.level(clean)), point), self.mean)
-            cross.append(band_sums(self._spectra(clean, self.mean), predicted, self.bands))
-            own.append(band_sums(predicted, predicted, self.bands))
+            clean_parts.append(clean)
+            predicted_parts.append(self._x0(add_noise(clean, noise, point.level(clean)), point))
+        mean = self._mean_colour(predicted_parts)
+        cross, own = [], []
+        for clean, predicted in zip(clean_parts, predicted_parts, strict=True):
+            found = self._spectra(predicted, mean)
+            cross.append(band_sums(self._spectra(clean, self.mean), found, self.bands))
+            own.append(band_sums(found, found, self.bands))
         best = _total(cross).map(lambda both, power: both.clamp(min=0) ** 2 / power.clamp(min=1e-30), _total(own))
         return self._per_coefficient(best)
 
     def _x0(self, x: Tensor, point: Point) -> Tensor:
         """x̂0 in [-1, 1] of packed noisy clips (B, D)."""
         noise = pack(self.network(unpack(x, self.shapes), point))
-        return x0_from_noise(x, noise, point.level(x)).clamp(-1, 1)
+        x0 = x0_from_noise(x, noise, point.level(x)).clamp(-1, 1)
+        if not bool(torch.isfinite(x0).all()):
+            raise UserError(
+                f"the network's predictions at timestep {point.timestep:.0f} are not finite numbers: its weights are "
+                f"damaged, or {self.dtype} is too narrow for it"
+            )
+        return x0
+
+    def _mean_colour(self, parts: Sequence[Tensor]) -> Tensor:
+        """(3,) of packed clips."""
+        return torch.cat([unpack(part, self.shapes).video.mean((1, 3, 4)) for part in parts]).mean(0)
 
     def _spectra(self, packed: Tensor, mean: Tensor) -> AVSample:
         """Of packed clips (B, D) whose mean colour (3,) is taken off."""

@@ -22,6 +22,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from mgct.errors import UserError, check_loaded
 from mgct.grids import Point
 from mgct.noise import noise_from_x0, x0_from_noise
 from mgct.predictors import Predict
@@ -116,7 +117,7 @@ class PathGains:
         sampler: its name.
         calls: network calls per clip.
         start_timestep: the noise level that it starts from.
-        timesteps: (calls,) of the calls.
+        timesteps: of the calls.
         video: gains, (calls, VIDEO_BANDS).
         audio: gains, (calls, AUDIO_BANDS).
         before: the mean colour of x̂0 along the path, (calls, 3).
@@ -126,7 +127,7 @@ class PathGains:
     sampler: str
     calls: int
     start_timestep: int
-    timesteps: Tensor
+    timesteps: tuple[float, ...]
     video: Tensor
     audio: Tensor
     before: Tensor
@@ -139,7 +140,7 @@ class PathGains:
 
     def row(self, timestep: float) -> int:
         """Which call is at a timestep."""
-        return int((self.timesteps.float().cpu() - timestep).abs().argmin())
+        return min(range(len(self.timesteps)), key=lambda row: abs(self.timesteps[row] - timestep))
 
     def apply(self, x0: AVSample, timestep: float) -> AVSample:
         """x̂0 in [-1, 1], (B, F, 3, H, W) and (B, 1, L), of the call at a timestep → corrected, in [-1, 1] too."""
@@ -155,32 +156,50 @@ class PathGains:
         return AVSample(video=clips.video + after[:, None, None], audio=clips.audio).map(lambda x: x.clamp(-1, 1))
 
 
-TABLES = ("timesteps", "video", "audio", "before", "after")
-"""The tables of `PathGains`, a row for each call."""
+TABLES = {"video": VIDEO_BANDS, "audio": AUDIO_BANDS, "before": 3, "after": 3}
+"""The tables of `PathGains`, a row for each call → its width."""
 
 
 class Calibration(ModelMixin, ConfigMixin):
     """The gains of some ways of sampling, saved with a model.
 
     Args:
-        paths: sampler, calls and start_timestep of each.
+        paths: sampler, start_timestep and timesteps of each; at least one.
     """
 
     @register_to_config
-    def __init__(self, paths: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, paths: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
+        if not paths:
+            raise UserError("a calibration is of at least one way of sampling")
         for number, path in enumerate(paths):
-            widths = {"video": VIDEO_BANDS, "audio": AUDIO_BANDS, "before": 3, "after": 3}
-            for name in TABLES:
-                shape = (path["calls"], widths[name]) if name in widths else (path["calls"],)
-                self.register_buffer(f"{name}_{number}", torch.zeros(shape))
+            if not {"sampler", "start_timestep", "timesteps"} <= path.keys():
+                raise UserError(f"a calibration's path says its sampler, start_timestep and timesteps, got {path}")
+            for name, width in TABLES.items():
+                self.register_buffer(f"{name}_{number}", torch.zeros(len(path["timesteps"]), width))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' own, but weights that lack a tensor are refused."""
+        wanted = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        check_loaded(info)
+        if not all(bool(torch.isfinite(value).all()) for value in model.buffers()):
+            raise UserError("the calibration is not of finite numbers")
+        return (model, info) if wanted else model
 
     @property
     def paths(self) -> list[PathGains]:
         """The gains."""
         paths = self.config["paths"]
         return [
-            PathGains(*(path[name] for name in ("sampler", "calls", "start_timestep")), *self._tables(number))
+            PathGains(
+                path["sampler"],
+                len(path["timesteps"]),
+                path["start_timestep"],
+                tuple(path["timesteps"]),
+                *self._tables(number),
+            )
             for number, path in enumerate(paths)
         ]
 
@@ -196,7 +215,10 @@ class Calibration(ModelMixin, ConfigMixin):
         """Of these; of one way of sampling the last counts."""
         last = sorted({path.key: path for path in paths}.values(), key=lambda path: path.key)
         new = cls(
-            [{"sampler": path.sampler, "calls": path.calls, "start_timestep": path.start_timestep} for path in last]
+            [
+                {"sampler": path.sampler, "start_timestep": path.start_timestep, "timesteps": list(path.timesteps)}
+                for path in last
+            ]
         )
         for number, path in enumerate(last):
             for table, name in zip(new._tables(number), TABLES, strict=True):
@@ -225,14 +247,29 @@ def calibrated(predict: Predict, gains: PathGains, shapes: AVSample) -> Predict:
     return wrapped
 
 
-def matching_gains(wanted: AVSample, found: AVSample, largest: float) -> AVSample:
-    """√(wanted / found) of each band's power, at most ``largest``; 0 where nothing is wanted or nothing found."""
+def matching_gains(wanted: AVSample, found: AVSample, sizes: AVSample, largest: float) -> AVSample:
+    """√(wanted / found) of each band's power, at most ``largest``.
 
-    def gain(wanted: Tensor, found: Tensor) -> Tensor:
-        ratio = wanted.clamp(min=0) / found
-        return torch.where(found > 0, ratio, 0.0).sqrt().clamp(max=largest)
+    Args:
+        wanted: power per coefficient, (VIDEO_BANDS,) and (AUDIO_BANDS,).
+        found: the same of what is there; where it is 0, so is the gain.
+        sizes: how many coefficients a clip has of each. A band without any is one that longer clips alone have: it gets
+            the gain of the next faster band of time (the next slower where none is faster), or 1.
+        largest: gain.
+    """
 
-    return AVSample(video=gain(wanted.video, found.video), audio=gain(wanted.audio, found.audio))
+    def gain(wanted: Tensor, found: Tensor, size: Tensor) -> Tensor:
+        gains = torch.where(found > 0, wanted.clamp(min=0) / found, 0.0).sqrt().clamp(max=largest)
+        return torch.where(size > 0, gains, torch.nan)
+
+    gains = AVSample(
+        video=gain(wanted.video, found.video, sizes.video), audio=gain(wanted.audio, found.audio, sizes.audio)
+    )
+    times = gains.video.view(_COLOURS, _TIMES, _SPACES)
+    for row in range(1, _TIMES - 1):
+        times[:, row] = torch.where(times[:, row].isnan(), times[:, row - 1], times[:, row])
+    times[:, 0] = torch.where(times[:, 0].isnan(), times[:, 1], times[:, 0])
+    return gains.map(lambda x: x.nan_to_num(nan=1.0))
 
 
 def count_bands(frames: int, height: int, width: int, samples: int) -> AVSample:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mgct.calibration import TABLES
 from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.given import Given
@@ -216,8 +217,8 @@ def _record(
     }
     if pipe.coarse_start is not None:
         record["coarse_start"] = fingerprint(pipe.coarse_start)
-    if pipe.gains(options) is not None:
-        record["calibration"] = fingerprint(pipe.calibration)
+    if (gains := pipe.gains(options)) is not None:
+        record["calibration"] = _digest(getattr(gains, name) for name in TABLES)
     start = pipe.start_timestep(options)
     if start != pipe.schedule.num_timesteps - 1:
         record["start_timestep"] = start

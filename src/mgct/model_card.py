@@ -73,14 +73,27 @@ def model_card(facts: ModelFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_STARTS, _COARSE = "Sampling starts at noise level ", "The noise at the start has the coarse colours "
 _CALIBRATED = "Calibrated (`mgct calibrate`) for "
 
 
-def with_calibration(card: str, calibration: str) -> str:
-    """A card's text that says what the model is calibrated for, whatever it said of that before."""
+def _sampling(start_timestep: int | None, coarse_start: bool, calibration: str) -> list[str]:
+    """What is said of how the model is sampled, a paragraph each."""
+    said = []
+    if start_timestep is not None:
+        said.append(f"{_STARTS}{start_timestep} unless another `start_timestep` is given.")
+    if coarse_start:
+        said.append(f"{_COARSE}of the training clips (`coarse_start`).")
+    if calibration:
+        said.append(f"{_CALIBRATED}{calibration}.")
+    return said
+
+
+def with_sampling(card: str, start_timestep: int | None, coarse_start: bool, calibration: str) -> str:
+    """A card's text that says how the model is sampled now, whatever it said of that before; see `ModelFacts`."""
     head, mark, rest = card.partition("\n\n## Training\n")
-    kept = [part for part in head.split("\n\n") if not part.startswith(_CALIBRATED)]
-    return "\n\n".join([*kept, f"{_CALIBRATED}{calibration}."]) + mark + rest
+    kept = [part for part in head.split("\n\n") if not part.startswith((_STARTS, _COARSE, _CALIBRATED))]
+    return "\n\n".join([*kept, *_sampling(start_timestep, coarse_start, calibration)]) + mark + rest
 
 
 def _line(text: str) -> str:
@@ -137,12 +150,7 @@ def _samplers(facts: ModelFacts) -> str:
         return "## Samplers\n\nIt is not known which samplers this model was made for."
     rows = [f"| `{name}` | {low} to {high} |" for name, (low, high) in _ranked(facts)]
     text = "\n".join(["| sampler | network calls |", "|---|---|", *rows])
-    if facts.start_timestep is not None:
-        text += f"\n\nSampling starts at noise level {facts.start_timestep} unless another `start_timestep` is given."
-    if facts.coarse_start:
-        text += "\n\nThe noise at the start has the coarse colours of the training clips (`coarse_start`)."
-    if facts.calibration:
-        text += f"\n\n{_CALIBRATED}{facts.calibration}."
+    text = "\n\n".join([text, *_sampling(facts.start_timestep, facts.coarse_start, facts.calibration)])
     return f"## Samplers\n\nThe model was made for these; other choices work, with a warning.\n\n{text}"
 
 

@@ -53,7 +53,8 @@ class AVPipeline(DiffusionPipeline):
         start_timestep: the noisiest level that this model is best sampled from; None: T-1. `SamplingOptions` overrules.
         coarse_start: the law of the clips' coarse colours (`mgct.coarse_start.CoarseStart`), which the noise at the
             start is given; None: it is left as it is.
-        calibration: gains of x̂0 for some ways of sampling (`mgct.calibration.Calibration`), used by these.
+        calibration: gains of x̂0 for some ways of sampling (`mgct.calibration.Calibration`), used by these where nothing
+            is given, or what is given is put in by replacement.
     """
 
     _optional_components: ClassVar[list[str]] = ["coarse_start", "calibration"]
@@ -326,7 +327,7 @@ class AVPipeline(DiffusionPipeline):
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
-        self._schedule(options)
+        self.schedule_of(options)
         if isinstance(options.sampler, str):
             self.check_sampler(options)
             samplers.warn_if_not_recommended(self.config.recommended, options.sampler, options.calls)
@@ -412,12 +413,13 @@ class AVPipeline(DiffusionPipeline):
             return self._noise(draw, batch, options, "step", step)
 
         x = self._noise(draw, batch, options, "start")
-        schedule = self._schedule(options)
+        schedule = self.schedule_of(options)
         named = isinstance(options.sampler, str)
         clip_x0 = options.clip_x0
         if clip_x0 is None:
             clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
-        if (gains := self.gains(options)) is not None:
+        follows = given is None or given.method == "replacement"  # guidance differentiates what the network itself says
+        if follows and (gains := self.gains(options)) is not None:
             predict = calibrated(predict, gains, shapes)
         if clip_x0:
             predict = predictors.clipped(predict)
@@ -443,7 +445,7 @@ class AVPipeline(DiffusionPipeline):
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
         return x if known is None else known.impose(x, grids.CLEAN)
 
-    def _schedule(self, options: SamplingOptions) -> NoiseSchedule:
+    def schedule_of(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""
         start = self.start_timestep(options)
         if start >= self.schedule.num_timesteps:
@@ -466,7 +468,8 @@ class AVPipeline(DiffusionPipeline):
 
     def _warn_if_not_calibrated(self, options: SamplingOptions) -> None:
         """Say that a model which is calibrated for other ways of sampling is not for this one."""
-        if self.calibration is not None and self.calibration.paths and self.gains(options) is None:
+        can_be = isinstance(options.sampler, str) and not samplers.SAMPLERS[options.sampler].samples
+        if self.calibration is not None and can_be and self.gains(options) is None:
             warnings.warn(
                 f"this model is calibrated for {self.calibration.said()}; as asked, it goes without. "
                 "`mgct calibrate` adds to it",
@@ -475,8 +478,11 @@ class AVPipeline(DiffusionPipeline):
             )
 
     def gains(self, options: SamplingOptions) -> PathGains | None:
-        """What x̂0 is corrected by at each call, if the model was calibrated for this way of sampling."""
-        if self.calibration is None or not isinstance(options.sampler, str):
+        """What x̂0 is corrected by at each call, if the model was calibrated for this way of sampling.
+
+        Corrected values are clipped, so there are none for ``clip_x0=False``.
+        """
+        if self.calibration is None or not isinstance(options.sampler, str) or options.clip_x0 is False:
             return None
         return self.calibration.find(options.sampler, options.calls, self.start_timestep(options))
 

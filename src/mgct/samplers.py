@@ -279,6 +279,7 @@ class Sampler:
         default_steps: network calls when none are asked for.
         clip: whether x̂0 is clipped to [-1, 1] unless asked otherwise.
         jumps: whether it needs a network with a second time input.
+        samples: whether it takes predictions for ends of paths, not for means of what a noisy clip may have been.
     """
 
     solve: Callable[[Predict, Tensor, Grid, Noise], Tensor]
@@ -287,6 +288,7 @@ class Sampler:
     default_steps: int
     clip: bool = True
     jumps: bool = False
+    samples: bool = False
 
     def run(self, predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, noise: Noise) -> Tensor:
         """Packed clips (B, D) from noise x (B, D), in exactly ``steps`` network calls."""
@@ -305,8 +307,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm-solver++": Sampler(_ode(dpm_solver_pp), log_snr_grid_to_clean, 1000, 12),
     "sde-dpm-solver++": Sampler(partial(dpm_solver_pp, eta=1.0), log_snr_grid_to_clean, 1000, 12),
     "unipc": Sampler(_ode(unipc), log_snr_grid_to_clean, 1000, 12),
-    "consistency": Sampler(_ode(consistency), consistency_grid, 8, 4),
-    "map": Sampler(_ode(flow_map), map_grid, 1000, 4, jumps=True),
+    "consistency": Sampler(_ode(consistency), consistency_grid, 8, 4, samples=True),
+    "map": Sampler(_ode(flow_map), map_grid, 1000, 4, jumps=True, samples=True),
 }
 NAMES = ", ".join(SAMPLERS)
 DEFAULT = "sde-dpm-solver++"

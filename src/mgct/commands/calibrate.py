@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from mgct import samplers
-from mgct.calibrate import calibrate
+from mgct.calibrate import calibrate, check_can_calibrate
 from mgct.calibration import Calibration
 from mgct.coarse_start import CoarseStart
 from mgct.commands.sample import PRECISIONS
 from mgct.errors import UserError, explain_memory
-from mgct.files import replace_folder
-from mgct.metrics.sources import ClipSource, is_endless, open_source
-from mgct.model_card import with_calibration
+from mgct.files import locked, replace_folder
+from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
+from mgct.model_card import with_sampling
 from mgct.pipeline import AVPipeline
 from mgct.sampling_options import SamplingOptions
 from mgct.saved_models import bundled_models, find_pipeline
-from mgct.types import dequantise
+from mgct.types import ClipSpec, dequantise
 
 COARSE_CLIPS = 2048
 """Training clips that a model which has no coarse colours for its start is given them from, at most."""
@@ -46,8 +50,8 @@ def calibrate_model(
     Args:
         model: a run folder made by `mgct train`, or a saved model's folder.
         data: what it was trained on: a folder made by `mgct prepare` or of clips, or world:landscape or world:dance.
-        out: folder of the calibrated model; that of the model itself if not given.
-        sampler: the sampler to calibrate.
+        out: folder of the calibrated copy, new, empty or of another saved model; without it the model itself changes.
+        sampler: the sampler to calibrate, not consistency or map.
         steps: numbers of network calls to calibrate it for, as in [8,12]; the sampler's default if not given.
         start_timestep: the noisiest level, which becomes the model's own; if not given, that is taken.
         num: training clips, and as many generated ones, that it is measured on; fewer where there are not so many.
@@ -56,44 +60,75 @@ def calibrate_model(
         precision: of the network; the same as for sampling.
     """
     folder = find_pipeline(model)
-    if out is None and folder in bundled_models().values():
-        raise UserError(f"{model} comes with mgct and is not changed: give --out FOLDER")
+    target = _target(folder, out)
     if num < 2:
         raise UserError(f"num must be at least 2, got {num}")
     ways = [
         SamplingOptions(steps=calls, sampler=sampler, batch_size=batch_size, seed=seed, start_timestep=start_timestep)
-        for calls in (steps or [samplers.get_sampler(sampler, None)[1]])
+        for calls in sorted(set(steps or [samplers.get_sampler(sampler)[1]]))
     ]
-    named = [f"{way.calls} calls" for way in ways]  # refuses what the sampler cannot do before anything is read
     pipe: Any = AVPipeline.from_pretrained(folder)
-    source = _training_clips(data, pipe, max(num, COARSE_CLIPS))
-    num = min(num, len(source))
-    if num < 2:
-        raise UserError(f"{data} has {num} training clips; a calibration needs at least 2, better 64")
-    if pipe.coarse_start is None:
-        pipe.register_modules(coarse_start=_coarse_start(source))
-    if start_timestep is not None:
-        pipe.register_to_config(start_timestep=start_timestep)
-    paths = [] if pipe.calibration is None else pipe.calibration.paths
-    clips = dequantise(source.read(range(num)))
-    measured = pipe.to(torch.accelerator.current_accelerator() or "cpu")
-    torch.nn.Module.to(measured.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
-    with explain_memory("batch_size", batch_size):
-        for way, name in zip(ways, named, strict=True):
-            print(f"{sampler}, {name}, on {num} clips:", file=sys.stderr)
-            paths.append(calibrate(measured, clips, way))
-    saved: Any = AVPipeline.from_pretrained(folder)
-    saved.register_modules(coarse_start=pipe.coarse_start.to("cpu"), calibration=Calibration.of(paths))
-    saved.register_to_config(start_timestep=pipe.config.start_timestep)
-    _save(saved, folder, out or folder)
-    print(f"{out or folder}: calibrated for {saved.calibration.said()}")
+    card = folder / "README.md"
+    said = card.read_text() if card.is_file() else ""
+    for way in ways:
+        check_can_calibrate(way)
+        pipe.schedule_of(way)
+    with _held(folder, out):
+        source = _training_clips(data, pipe.clip, max(num, COARSE_CLIPS))
+        num = min(num, len(source))
+        if num < 2:
+            raise UserError(f"{data} has {num} training clips; a calibration needs at least 2, better 64")
+        if start_timestep is not None:
+            pipe.register_to_config(start_timestep=start_timestep)
+        if pipe.coarse_start is None:
+            pipe.register_modules(coarse_start=_coarse_start(source))
+        paths = [] if pipe.calibration is None else pipe.calibration.paths
+        clips = dequantise(source.read(range(num)))
+        pipe.to(torch.accelerator.current_accelerator() or "cpu")
+        torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
+        with explain_memory("batch_size", batch_size):
+            for way in ways:
+                print(f"{sampler}, {way.calls} calls, on {num} clips:", file=sys.stderr)
+                paths.append(calibrate(pipe, clips, way))
+        calibration = Calibration.of(paths)
+        said = said and with_sampling(said, pipe.config.start_timestep, True, calibration.said())
+        _save(folder, target, pipe.config.start_timestep, pipe.coarse_start.to("cpu"), calibration, said)
+    print(f"{target}: calibrated for {calibration.said()}")
 
 
-def _training_clips(data: str, pipe: AVPipeline, most: int) -> ClipSource:
+def _target(folder: Path, out: Path | None) -> Path:
+    """Where the calibrated model goes.
+
+    Raises:
+        UserError: something else would be lost there.
+    """
+    target = (out or folder).resolve()
+    if target in [path.resolve() for path in bundled_models().values()]:
+        raise UserError(f"{target.name} comes with mgct and is not changed: give --out FOLDER")
+    if out is not None:
+        holds_other = target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file()
+        if holds_other or (target.exists() and not target.is_dir()) or target in folder.resolve().parents:
+            raise UserError(f"{out} holds something else than a saved model; choose a new folder for --out")
+    return target
+
+
+@contextmanager
+def _held(folder: Path, out: Path | None) -> Iterator[None]:
+    """Keep a training off its run folder while the model in it is changed."""
+    if out is None and (folder.parent / "config.yaml").is_file():
+        with locked(folder.parent, "mgct train or calibrate"):
+            yield
+    else:
+        yield
+
+
+def _training_clips(data: str, clip: ClipSpec, most: int) -> ClipSource:
     """The training split of the data; of a world without end its first clips."""
-    source = open_source(f"{data}:{most}" if is_endless(data) else data, pipe.clip, "train")
-    if source.spec != pipe.clip:
-        raise UserError(f"{data} has clips of another kind ({source.spec}) than the model makes ({pipe.clip})")
+    if (Path(data) / "index.json").is_file():
+        return StoredSource(data, clip, "train")
+    source = open_source(f"{data}:{most}" if is_endless(data) else data, clip, "train")
+    if source.spec != clip:
+        raise UserError(f"{data} has clips of another kind ({source.spec}) than the model makes ({clip})")
     return source
 
 
@@ -104,20 +139,26 @@ def _coarse_start(source: ClipSource) -> CoarseStart:
     return CoarseStart.fit(dequantise(source.read(part)).video for part in parts)
 
 
-def _save(pipe: Any, before: Path, out: Path) -> None:
-    """Write the model anew, with what lay beside it."""
-    kept = {
-        path.name: path.read_bytes()
-        for path in before.iterdir()
-        if path.suffix in {".md", ".json"} and path.name != "model_index.json"
-    }
+def _save(
+    folder: Path,
+    target: Path,
+    start_timestep: int | None,
+    coarse_start: CoarseStart,
+    calibration: Calibration,
+    card: str,
+) -> None:
+    """The model's folder as it is, with the new parts, and with another card if it has one."""
+    parts: dict[str, Any] = {"coarse_start": coarse_start, "calibration": calibration}
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {name: [type(part).__module__, type(part).__name__] for name, part in parts.items()}
+    index["start_timestep"] = start_timestep
 
     def write(draft: Path) -> None:
-        pipe.save_pretrained(draft)
-        for name, content in kept.items():
-            (draft / name).write_bytes(content)
-        card = draft / "README.md"
-        if card.is_file():
-            card.write_text(with_calibration(card.read_text(), pipe.calibration.said()))
+        shutil.copytree(folder, draft)
+        for name, part in parts.items():
+            part.save_pretrained(draft / name)
+        (draft / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        if card:
+            (draft / "README.md").write_text(card)
 
-    replace_folder(out, write)
+    replace_folder(target, write)
