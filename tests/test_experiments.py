@@ -203,7 +203,7 @@ def test_a_model_of_the_package_is_given_the_calibration_of_a_copy(run, tmp_path
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     text = (folder / "README.md").read_text()
     assert "noise level 640 unless" in text
-    assert "Calibrated (`mgct calibrate`) for sde-dpm-solver++ from 640 with 2 calls." in text
+    assert "Calibrated (`mgct calibrate`) for sde-dpm-solver++ from 640 with 2 calls" in text
     assert text.count("| FVD-compact, ddim-2, ") == 1
     assert "-from-850-" not in text
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.*"))
