@@ -14,9 +14,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from mgct.calibration import band_sums, bands_of, spectra
+from mgct.frequency_bands import AUDIO_BANDS, VIDEO_SHAPE, band_sums, bands_of, spectra
 from mgct.metrics.sources import ClipSource, open_source
-from mgct.types import AVSample, ClipSpec, dequantise
+from mgct.types import ClipSpec, dequantise
 
 
 def powers(source: ClipSource, num: int) -> dict[str, float]:
@@ -26,13 +26,12 @@ def powers(source: ClipSource, num: int) -> dict[str, float]:
     parts = [range(first, min(first + 16, num)) for first in range(0, num, 16)]
     for part in parts:
         mean += dequantise(source.read(part)).video.mean((1, 3, 4)).sum(0) / num
-    video, audio = torch.zeros(2, 5, 12), torch.zeros(17)
+    video, audio = torch.zeros(VIDEO_SHAPE), torch.zeros(AUDIO_BANDS)
     bands = bands_of(clip.frames, clip.size, clip.size, clip.audio_samples)
     for part in parts:
-        clips = dequantise(source.read(part))
-        found = spectra(AVSample(video=clips.video - mean[:, None, None], audio=clips.audio))
+        found = spectra(dequantise(source.read(part)), mean)
         sums = band_sums(found, found, bands)
-        video += sums.video.view(2, 5, 12) / num
+        video += sums.video.view(VIDEO_SHAPE) / num
         audio += sums.audio / num
     return named(video.sum(0), audio, clip)
 

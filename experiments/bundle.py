@@ -5,10 +5,10 @@
     python experiments/bundle.py landscape CARD.json --calibrated runs/landscape-calibrated
 
 A task's weights are those of ``experiments/checkpoints/SIZE/WORLD/ROLE``, and are kept in the package alone from then
-on; a run's are those of its ``model``, in half precision; and a copy of a model of the package that `mgct calibrate`
-has made gives it where its sampling starts and its calibration. CARD.json is a metric card of its samples, as `mgct evaluate`
-and `mgct reproduce` write them: its numbers go into the model's card. Only what was trained on nothing but the
-procedural worlds may be bundled under this licence.
+on; a run's are those of its ``model``, in half precision; a copy that `mgct calibrate` has made of a model of the
+package takes its place. CARD.json is a metric card of its samples, as `mgct evaluate` and `mgct reproduce` write them:
+its numbers go into the model's card. Only what was trained on nothing but the procedural worlds may be bundled under
+this licence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from run import PLAN, ROOT, Task, device, without_paths
 from mgct import AVPipeline, __version__
 from mgct.files import replace_folder
 from mgct.metrics.card import MetricCard
-from mgct.model_card import ModelFacts, model_card, with_sampling
+from mgct.model_card import ModelFacts, model_card
 from mgct.samplers import recommended_samplers
 from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
@@ -134,24 +134,18 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
 
 
 def calibrate(name: str, copy: Path, card_path: Path) -> Path:
-    """Give a model of the package the start and the calibration that a copy of it has, and the numbers of that."""
-    folder = FOLDER / name
-    pipe: Any = AVPipeline.from_pretrained(folder, dtype=torch.float16)
-    other: Any = AVPipeline.from_pretrained(copy, dtype=torch.float16)
-    for key, weights in pipe.unet.state_dict().items():
-        if not torch.equal(weights, other.unet.state_dict()[key]):
-            raise SystemExit(f"{copy} is not a copy of {name}: {key} differs")
-    parts = {part: getattr(AVPipeline.from_pretrained(copy), part) for part in ("coarse_start", "calibration")}
-    start = other.config.start_timestep
-    pipe.register_modules(**parts)
-    pipe.register_to_config(start_timestep=start)
-    card = MetricCard.load(card_path)
-    text = with_sampling((folder / "README.md").read_text(), start, True, parts["calibration"].said())
-    rows = "\n".join(f"| {label} | {value:g} |" for label, value in measured(card, card_path).items())
+    """Put a copy that `mgct calibrate` has made of a model of the package in its place, with the numbers of that."""
+    folder, weights = FOLDER / name, "unet/diffusion_pytorch_model.safetensors"
+    if (folder / weights).read_bytes() != (copy / weights).read_bytes():
+        raise SystemExit(f"{copy} is not a copy of {name}: its weights differ")
+    rows = "\n".join(
+        f"| {label} | {value:g} |" for label, value in measured(MetricCard.load(card_path), card_path).items()
+    )
+    text = (copy / "README.md").read_text()
     text = re.sub(r"(?<=\|---\|---\|\n)\| [A-Z]+-.*?\|(?=\n\n)", lambda _: rows, text, flags=re.DOTALL)
 
     def write(draft: Path) -> None:
-        pipe.save_pretrained(draft)
+        shutil.copytree(copy, draft)
         without_paths(draft)
         (draft / "README.md").write_text(text)
 

@@ -8,23 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgct import AVPipeline, AVSample, ClipSpec
-from mgct.calibrate import LARGEST_GAIN, calibrate
-from mgct.calibration import (
-    AUDIO_BANDS,
-    VIDEO_BANDS,
-    Calibration,
-    PathGains,
-    band_sums,
-    bands_of,
-    clips_of,
-    count_bands,
-    matching_gains,
-    spectra,
-)
+from mgct.calibrate import LARGEST_GAIN, calibrate, matching_gains
+from mgct.calibration import Calibration, PathGains
 from mgct.cli import main
 from mgct.clip_folder import sample_to_folder
 from mgct.errors import MgctWarning, UserError
 from mgct.files import locked
+from mgct.frequency_bands import (
+    AUDIO_BANDS,
+    VIDEO_BANDS,
+    VIDEO_SHAPE,
+    band_sums,
+    bands_of,
+    clips_of,
+    count_bands,
+    spectra,
+)
 from mgct.metrics.sources import open_source
 from mgct.model_card import ModelFacts, model_card, with_sampling
 from mgct.reproduce.study import Settings, Study
@@ -33,6 +32,7 @@ from mgct.types import dequantise
 from tests.test_pipeline import CLIP, QUIET, tiny_unet
 
 SIZES = (CLIP.frames, CLIP.size, CLIP.size, CLIP.audio_samples)
+NO_COLOUR = torch.zeros(3)
 WAY = {"sampler": "sde-dpm-solver++", "calls": 3, "start_timestep": 999}
 
 
@@ -62,12 +62,12 @@ def test_the_bands_hold_every_coefficient_once(sizes):
     counts = count_bands(*sizes)
     assert counts.video.sum() == 3 * frames * height * width
     assert counts.audio.sum() == samples
-    assert counts.video.view(2, 5, 12)[:, -1, -1].tolist() == [1, 2]  # the mean brightness, and two mean colours
+    assert counts.video.view(VIDEO_SHAPE)[:, -1, -1].tolist() == [1, 2]  # the mean brightness, and two mean colours
 
 
 def test_spectra_keep_the_power_and_can_be_undone():
     one = clips(2)
-    found = spectra(one)
+    found = spectra(one, NO_COLOUR)
     sums = band_sums(found, found, bands_of(*SIZES))
     assert sums.video.sum().item() == pytest.approx(one.video.square().sum().item(), rel=1e-5)
     assert sums.audio.sum().item() == pytest.approx(one.audio.square().sum().item(), rel=1e-5)
@@ -83,7 +83,7 @@ def test_a_frequency_is_in_the_same_band_in_clips_of_any_size():
         space = torch.cos(torch.pi / 4 * torch.arange(height))  # of 8 pixels
         video = (time[:, None, None, None] * space[:, None]).expand(frames, 3, height, sizes[2])[None]
         sound = torch.cos(torch.pi / 5 * torch.arange(samples))[None, None]  # of 10 samples
-        found = spectra(AVSample(video=video, audio=sound))
+        found = spectra(AVSample(video=video, audio=sound), NO_COLOUR)
         power = band_sums(found, found, bands_of(*sizes))
         assert power.video.argmax() == 1 * 12 + 4  # brightness, an octave and four half octaves below Nyquist
         assert power.audio.argmax() == 5
@@ -106,7 +106,7 @@ def test_each_call_has_gains_of_its_own_and_a_band_does_not_touch_another():
     table.audio[1, 2:] = 0.0
     one = clips(1)
     assert torch.allclose(table.apply(one, 998.7).audio, one.audio, atol=1e-5)
-    found, before = spectra(table.apply(one, 500.2)), spectra(one)
+    found, before = spectra(table.apply(one, 500.2), NO_COLOUR), spectra(one, NO_COLOUR)
     band = bands_of(*SIZES).audio
     assert found.audio[..., band > 1].abs().max() < 1e-5
     torch.testing.assert_close(found.audio[..., band < 2], before.audio[..., band < 2], rtol=0, atol=1e-5)
@@ -241,12 +241,12 @@ def test_long_clips_have_their_slow_motion_though_the_model_s_own_have_none_so_s
     wanted = AVSample(video=torch.ones(VIDEO_BANDS), audio=torch.ones(AUDIO_BANDS))
     found = AVSample(video=4 * sizes.video.clamp(max=1).float(), audio=4 * sizes.audio.clamp(max=1).float())
     made = matching_gains(wanted, found, sizes, 2.0)
-    slow, faster = (made.video.view(2, 5, 12)[:, row] for row in (3, 2))
-    assert sizes.video.view(2, 5, 12)[:, 3].sum() == 0
+    slow, faster = (made.video.view(VIDEO_SHAPE)[:, row] for row in (3, 2))
+    assert sizes.video.view(VIDEO_SHAPE)[:, 3].sum() == 0
     assert torch.equal(slow, faster)
     assert set(made.video.tolist()) == {0.5, 1.0}  # 1: spatial bands that no clip of this size has
     odd = matching_gains(wanted, found, count_bands(5, 16, 16, 512), 2.0)
-    assert torch.equal(odd.video.view(2, 5, 12)[:, 0], odd.video.view(2, 5, 12)[:, 1])
+    assert torch.equal(odd.video.view(VIDEO_SHAPE)[:, 0], odd.video.view(VIDEO_SHAPE)[:, 1])
 
 
 def test_gains_in_half_precision_are_those_of_the_same_calls():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mgct import AVPipeline
 from mgct.checkpoint import read_checkpoint
@@ -157,3 +158,14 @@ def test_a_grid_that_was_made_to_fit_is_resumed():
     idle = CoarseSums(8)
     idle.load(before.tensors(), torch.device("cpu"), keep=False)
     assert float(idle.sums.abs().sum()) == 0
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_damaged_law_is_refused(pipe, tmp_path, value):
+    pipe.save_pretrained(tmp_path)
+    path = tmp_path / "coarse_start" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    mean = tensors.pop("mean")
+    save_file(tensors if value is None else {**tensors, "mean": mean * value}, path, {"format": "pt"})
+    with pytest.raises(UserError, match="missing mean" if value is None else "mean is not of finite numbers"):
+        AVPipeline.from_pretrained(tmp_path)

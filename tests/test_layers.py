@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"saved_models", "graphs", "gpu", "winograd", "recompute"},
     {"types", "files", "clip_random"},
-    {"kernels", "norms", "resampling", "attention"},
+    {"kernels", "norms", "resampling", "attention", "frequency_bands", "whole_files"},
     {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},
     {"unet", "grids", "coarse_start", "data.worlds", "data.batches", "data.index", "data.parts", "data.inspect"},

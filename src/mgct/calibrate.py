@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgct import samplers
-from mgct.calibration import TABLES, PathGains, band_sums, bands_of, count_bands, matching_gains, spectra
+from mgct.calibration import TABLES, PathGains
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError
+from mgct.frequency_bands import VIDEO_SHAPE, band_sums, bands_of, count_bands, spectra
 from mgct.grids import Point
 from mgct.noise import add_noise, noise_from_x0, x0_from_noise
 from mgct.pipeline import AVPipeline
@@ -145,8 +146,7 @@ class _Rows:
 
     def _spectra(self, packed: Tensor, mean: Tensor) -> AVSample:
         """Of packed clips (B, D) whose mean colour (3,) is taken off."""
-        clips = unpack(packed, self.shapes)
-        return spectra(AVSample(video=clips.video - mean[:, None, None], audio=clips.audio))
+        return spectra(unpack(packed, self.shapes), mean)
 
     def _per_coefficient(self, sums: AVSample) -> AVSample:
         count = len(self.clips.video)
@@ -155,3 +155,26 @@ class _Rows:
 
 def _total(parts: Iterable[AVSample]) -> AVSample:
     return functools.reduce(lambda one, other: one.map(torch.add, other), parts)
+
+
+def matching_gains(wanted: AVSample, found: AVSample, sizes: AVSample, largest: float) -> AVSample:
+    """√(wanted / found) of each band's power, at most ``largest``.
+
+    Args:
+        wanted: power per coefficient, (VIDEO_BANDS,) and (AUDIO_BANDS,).
+        found: the same of what is there; where it is 0, so is the gain.
+        sizes: how many coefficients a clip has of each. A band without any is one that longer clips alone have: it gets
+            the gain of the next faster band of time (the next slower where none is faster), or 1.
+        largest: gain.
+    """
+
+    def gain(wanted: Tensor, found: Tensor, size: Tensor) -> Tensor:
+        gains = torch.where(found > 0, wanted.clamp(min=0) / found, 0.0).sqrt().clamp(max=largest)
+        return torch.where(size > 0, gains, torch.nan)
+
+    gains = wanted.map(gain, found, sizes)
+    times = gains.video.view(VIDEO_SHAPE)
+    for row in range(1, times.shape[1] - 1):
+        times[:, row] = torch.where(times[:, row].isnan(), times[:, row - 1], times[:, row])
+    times[:, 0] = torch.where(times[:, 0].isnan(), times[:, 1], times[:, 0])
+    return gains.map(lambda x: x.nan_to_num(nan=1.0))

@@ -217,7 +217,7 @@ def _record(
     }
     if pipe.coarse_start is not None:
         record["coarse_start"] = fingerprint(pipe.coarse_start)
-    if (gains := pipe.gains(options)) is not None:
+    if (gains := pipe.gains(options, given)) is not None:
         record["calibration"] = _digest(getattr(gains, name) for name in TABLES)
     start = pipe.start_timestep(options)
     if start != pipe.schedule.num_timesteps - 1:

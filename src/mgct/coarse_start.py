@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mgct.errors import UserError
 from mgct.noise import NoiseLevel
+from mgct.whole_files import LoadedWhole
 
 
-class CoarseStart(ModelMixin, ConfigMixin):
+class CoarseStart(LoadedWhole, ModelMixin, ConfigMixin):
     """Mean and covariance of a clip's coarse colours: the means over time and over a grid of cells.
 
     At a noise level (α, σ) the coefficients of a clip on the constant patterns of the cells, c = √n m with m the mean

@@ -23,7 +23,7 @@ from mgct.coarse_start import CoarseStart
 from mgct.errors import UserError
 from mgct.held_out import HeldOutLoss
 from mgct.metrics.distances import LEAST_CLIPS
-from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
+from mgct.metrics.sources import ClipSource, is_endless, open_as_trained
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT, get_sampler
 from mgct.trackers import TrackerName, Trackers
@@ -280,13 +280,12 @@ def reference_clips(source: str, clip: ClipSpec, num: int) -> ClipSource:
             "FOLDER, or --monitor.metric_every 0 --monitor.samples_every 0"
         )
     if is_endless(source):
-        return open_source(f"{source}:{num}", clip, "test")
+        return open_as_trained(source, clip, "test", num)
     found: list[ClipSource] = []
     problems: list[UserError] = []
     for split in ("test", "train"):
         try:
-            prepared = (Path(source) / "index.json").is_file()
-            found.append(StoredSource(source, clip, split) if prepared else open_source(source, clip, split))
+            found.append(open_as_trained(source, clip, split, num))
         except UserError as error:
             problems.append(error)
             continue

@@ -418,8 +418,7 @@ class AVPipeline(DiffusionPipeline):
         clip_x0 = options.clip_x0
         if clip_x0 is None:
             clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
-        follows = given is None or given.method == "replacement"  # guidance differentiates what the network itself says
-        if follows and (gains := self.gains(options)) is not None:
+        if (gains := self.gains(options, given)) is not None:
             predict = calibrated(predict, gains, shapes)
         if clip_x0:
             predict = predictors.clipped(predict)
@@ -477,12 +476,14 @@ class AVPipeline(DiffusionPipeline):
                 stacklevel=4,
             )
 
-    def gains(self, options: SamplingOptions) -> PathGains | None:
+    def gains(self, options: SamplingOptions, given: Given | None = None) -> PathGains | None:
         """What x̂0 is corrected by at each call, if the model was calibrated for this way of sampling.
 
-        Corrected values are clipped, so there are none for ``clip_x0=False``.
+        Corrected values are clipped, so there are none for ``clip_x0=False``; and guidance by what is given follows
+        the gradient of what the network itself predicts.
         """
-        if self.calibration is None or not isinstance(options.sampler, str) or options.clip_x0 is False:
+        guided = given is not None and given.method != "replacement"
+        if self.calibration is None or guided or not isinstance(options.sampler, str) or options.clip_x0 is False:
             return None
         return self.calibration.find(options.sampler, options.calls, self.start_timestep(options))
 

@@ -309,7 +309,8 @@ class Trainer:
         """Sample and measure, and keep the model if it is the best so far."""
         self._look()
         self.passes.forget()
-        coarse_start = self._coarse_start()
+        colours = self._whole_colours()
+        coarse_start = None if colours is None else colours.law()
         row = monitors(self.ema, coarse_start, self.step, self.trackers)
         if row:
             self._write({"step": self.step, **row})
@@ -319,11 +320,9 @@ class Trainer:
             if network is not None:
                 self.export(network, coarse_start, self.objective, self.step, "best")
 
-    def _coarse_start(self) -> CoarseStart | None:
-        """The law of the coarse colours of the clips so far, of all processes; all must call."""
-        if self.colours is None:
-            return None
-        return self.colours.of_all(self.layout.sum).law()
+    def _whole_colours(self) -> CoarseSums | None:
+        """The coarse colours of the clips so far, of all processes; all must call."""
+        return None if self.colours is None else self.colours.of_all(self.layout.sum)
 
     def _maybe_transfer(self) -> None:
         """Start stage 2 if it is due."""
@@ -373,10 +372,9 @@ class Trainer:
         networks = {"model": self.unet, "ema": self.ema, **self.objective.networks(), "learned": self.learned}
         parts = {name: self.layout.whole(network.state_dict()) for name, network in networks.items()}
         parts["optimizer"] = self.layout.whole(optimizer_tensors(self.optimizer, self.parameters))
-        coarse_start = None
-        if self.colours is not None:
-            colours = self.colours.of_all(self.layout.sum)
-            parts["colours"], coarse_start = colours.tensors(), colours.law()
+        colours = self._whole_colours()
+        coarse_start = None if colours is None else colours.law()
+        parts["colours"] = {} if colours is None else colours.tensors()
         state = {
             "objective": self.objective.state(),
             "means": self.means.gather(self.layout.sum, self.main),

@@ -13,10 +13,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgct import blocks, convolutions
-from mgct.errors import UserError, check_loaded, check_numbers
+from mgct.errors import UserError, check_numbers
 from mgct.norms import GroupNorm
 from mgct.recompute import made_again, offer
 from mgct.types import AVSample
+from mgct.whole_files import LoadedWhole
 
 
 class UNetBlock(nn.Module):
@@ -57,7 +58,7 @@ def _time_network(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
 
-class MultimodalUNet(ModelMixin, ConfigMixin):
+class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
     """The coupled U-Net of MM-Diffusion, ε_θ(v_t, a_t, t) → (ε̂_v, ε̂_a).
 
     The defaults are the paper's network (133,675,524 parameters). Any number of frames is taken; height and width must
@@ -266,17 +267,6 @@ class MultimodalUNet(ModelMixin, ConfigMixin):
                 video=self.video_head(self.video_norm(video, activate=True)),
                 audio=self.audio_head(self.audio_norm(audio, activate=True)),
             )
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """As in diffusers; but a file that lacks a tensor is refused, where diffusers draws one at random.
-
-        Raises:
-            UserError: tensors are missing or unexpected.
-        """
-        unet, info = super().from_pretrained(*args, **{**options, "output_loading_info": True})
-        check_loaded(info)
-        return (unet, info) if options.get("output_loading_info") else unet
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> MultimodalUNet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +14,17 @@ import torch
 
 from mgct import samplers
 from mgct.calibrate import calibrate, check_can_calibrate
-from mgct.calibration import Calibration
+from mgct.calibration import Calibration, PathGains
 from mgct.coarse_start import CoarseStart
 from mgct.commands.sample import PRECISIONS
 from mgct.errors import UserError, explain_memory
 from mgct.files import locked, replace_folder
-from mgct.metrics.sources import ClipSource, StoredSource, is_endless, open_source
+from mgct.metrics.sources import ClipSource, open_as_trained
 from mgct.model_card import with_sampling
 from mgct.pipeline import AVPipeline
 from mgct.sampling_options import SamplingOptions
 from mgct.saved_models import bundled_models, find_pipeline
-from mgct.types import ClipSpec, dequantise
+from mgct.types import AVSample, ClipSpec, dequantise
 
 COARSE_CLIPS = 2048
 """Training clips that a model which has no coarse colours for its start is given them from, at most."""
@@ -82,18 +82,22 @@ def calibrate_model(
             pipe.register_to_config(start_timestep=start_timestep)
         if pipe.coarse_start is None:
             pipe.register_modules(coarse_start=_coarse_start(source))
-        paths = [] if pipe.calibration is None else pipe.calibration.paths
+        before = [] if pipe.calibration is None else pipe.calibration.paths
         clips = dequantise(source.read(range(num)))
         pipe.to(torch.accelerator.current_accelerator() or "cpu")
         torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
-        with explain_memory("batch_size", batch_size):
-            for way in ways:
-                print(f"{sampler}, {way.calls} calls, on {num} clips:", file=sys.stderr)
-                paths.append(calibrate(pipe, clips, way))
-        calibration = Calibration.of(paths)
+        calibration = Calibration.of([*before, *_measured(pipe, clips, ways)])
         said = said and with_sampling(said, pipe.config.start_timestep, True, calibration.said())
         _save(folder, target, pipe.config.start_timestep, pipe.coarse_start.to("cpu"), calibration, said)
     print(f"{target}: calibrated for {calibration.said()}")
+
+
+def _measured(pipe: AVPipeline, clips: AVSample, ways: Sequence[SamplingOptions]) -> Iterator[PathGains]:
+    """The gains of each way of sampling, as it is measured."""
+    for way in ways:
+        print(f"{way.sampler}, {way.calls} calls, on {len(clips.video)} clips:", file=sys.stderr)
+        with explain_memory("batch_size", way.batch_size):
+            yield calibrate(pipe, clips, way)
 
 
 def _target(folder: Path, out: Path | None) -> Path:
@@ -123,10 +127,8 @@ def _held(folder: Path, out: Path | None) -> Iterator[None]:
 
 
 def _training_clips(data: str, clip: ClipSpec, most: int) -> ClipSource:
-    """The training split of the data; of a world without end its first clips."""
-    if (Path(data) / "index.json").is_file():
-        return StoredSource(data, clip, "train")
-    source = open_source(f"{data}:{most}" if is_endless(data) else data, clip, "train")
+    """The training split of the data, if it has such clips."""
+    source = open_as_trained(data, clip, "train", most)
     if source.spec != clip:
         raise UserError(f"{data} has clips of another kind ({source.spec}) than the model makes ({clip})")
     return source

@@ -255,6 +255,25 @@ def clip_of(source: str | Path) -> ClipSpec | None:
         raise UserError(f"{record} is damaged: make the clips anew, or say by --clip what they are") from error
 
 
+def open_as_trained(data: str, clip: ClipSpec, split: str, most: int) -> ClipSource:
+    """The clips of what a model is trained on, as it sees them: windows of its own length of longer stored clips.
+
+    Args:
+        data: see `open_source`; of a world without end the first ``most`` clips.
+        clip: facts of the model's clips.
+        split: `train` or `test`, where the source has both.
+        most: clips of a world.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if is_endless(data):
+        return StoredSource(f"{data}:{most}", clip, split)
+    if (Path(data) / "index.json").is_file():
+        return StoredSource(data, clip, split)
+    return open_source(data, clip, split)
+
+
 def open_source(source: str | Path, spec: ClipSpec | None = None, split: str = "test") -> ClipSource:
     """The clips of a source, by what it is: lossless samples, shards, a world, or else a folder of video files.
 
