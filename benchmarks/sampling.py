@@ -188,7 +188,9 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
     covariance = 0.25 * torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
 
     def predict(x: Tensor, point: Point) -> Tensor:
-        return point.sigma * x @ (point.alpha**2 * covariance + point.sigma**2 * torch.eye(2, dtype=x.dtype)).inverse()
+        times = [point.timestep, point.timestep if point.audio_timestep is None else point.audio_timestep]
+        alpha, sigma = (torch.diag(value) for value in SCHEDULE.level(torch.tensor(times, dtype=torch.float64)))
+        return x @ (alpha @ covariance @ alpha + sigma @ sigma).inverse() @ sigma
 
     generator = torch.Generator().manual_seed(0)
 
@@ -200,9 +202,12 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
     if method == "mm-diffusion":
         out = samplers.guided_ddpm(predict, x, grids.integer_grid(SCHEDULE, calls), draw, known, scale)
     else:
-        wrapped = (
-            predictors.replaced(predict, known) if method == "replacement" else predictors.guided(predict, known, scale)
-        )
+        ends = (grids.points(SCHEDULE, torch.tensor([0.0]))[0], grids.points(SCHEDULE, torch.tensor([999.0]))[0])
+        wrapped = {
+            "conditional": lambda: predictors.conditioned(predict, known, False, ends),
+            "replacement": lambda: predictors.replaced(predict, known),
+            "guided": lambda: predictors.guided(predict, known, scale),
+        }[method]()
         out = samplers.SAMPLERS[name].run(wrapped, x, SCHEDULE, calls, draw)
     out = known.impose(out, grids.CLEAN)
     slope = ((out[:, 1] * out[:, 0]).sum() / (out[:, 0] ** 2).sum()).item()
@@ -212,16 +217,19 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
 def conditional_table() -> str:
     """The conditional methods on correlated Gaussians; the truth is 0.80, 0.30, in the last row 0.40, 0.46."""
     lines = [
-        "| truth 0.80, 0.30 | replacement | guided, 8 | mm-diffusion, 16 | mm-diffusion, 61 |",
-        "|---|---|---|---|---|",
+        "| truth 0.80, 0.30 | conditional | replacement | guided, 8 | mm-diffusion, 16 | mm-diffusion, 61 |",
+        "|---|---|---|---|---|---|",
     ]
     plan = [("dpm-solver++", 12), ("dpm-solver++", 20), ("unipc", 12), ("dpm-solver", 20), ("consistency", 4)]
     for name, calls in [*plan, ("ddpm", 200), ("ddpm", 1000)]:
-        cells = [conditional_line(method, name, calls, 8.0) for method in ("replacement", "guided")]
+        cells = [conditional_line(method, name, calls, 8.0) for method in ("conditional", "replacement", "guided")]
         ancestral = name == "ddpm"
         cells += [conditional_line("mm-diffusion", name, calls, s) if ancestral else "" for s in (16.0, 61.4)]
         lines.append(f"| {name}, {calls} calls | " + " | ".join(cells) + " |")
-    weak = [conditional_line(method, "dpm-solver++", 20, 8.0, rho=0.4) for method in ("replacement", "guided")]
+    weak = [
+        conditional_line(method, "dpm-solver++", 20, 8.0, rho=0.4)
+        for method in ("conditional", "replacement", "guided")
+    ]
     lines.append("| dpm-solver++, 20 calls, truth 0.40, 0.46 | " + " | ".join(weak) + " |  |  |")
     return "\n".join(lines)
 

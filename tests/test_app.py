@@ -357,13 +357,13 @@ def test_variations_are_near_and_a_longer_clip_begins_like_the_clip(studio):
         next(studio.lengthen("me", base, 4.0))
 
 
-@pytest.mark.parametrize("method", ["replacement", "guided"])
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("kind", ["sound", "video"])
-def test_an_upload_steers_the_clip_and_is_removed(studio, videos, tmp_path, kind, method):
+def test_an_upload_steers_the_clip_and_is_removed(studio, videos, tmp_path, kind, guided):
     upload = tmp_path / "upload.mp4"
     upload.write_bytes((videos / "good.mp4").read_bytes())
     settings = Settings("tiny", "dpm-solver++", 4)
-    made = last(studio.from_upload("me", settings, 2, upload, kind, start_s=0.5, method=method)).made
+    made = last(studio.from_upload("me", settings, 2, upload, kind, start_s=0.5, guided=guided)).made
     assert not upload.exists()
     given = quantise(
         AVSample(

@@ -122,6 +122,8 @@ def test_a_second_config_makes_a_flow_map_of_any(capsys, tmp_path):
     assert (status, "needs --model.target_time true" in err) == (2, True)
     status, _, err = run(capsys, "train", *arguments, "--monitor.sampler=map")
     assert (status, "monitor.sampler map jumps; it needs --model.target_time true" in err) == (2, True)
+    status, _, err = run(capsys, "train", *arguments, "--timesteps.independent=0.5")
+    assert (status, "needs --model.audio_time true" in err) == (2, True)
     status, _, err = run(capsys, "train", *arguments, "--balance=LearnedUncertainty", "--train.max_loss_rise=10")
     assert (status, "a learned balance makes the loss negative" in err) == (2, True)
 

@@ -33,6 +33,7 @@ from mgct.stages import (
     TargetDecay,
     TargetDirection,
     TeacherDirection,
+    Timesteps,
     Transfer,
     UniformGrid,
     average_into,
@@ -264,7 +265,7 @@ def test_min_snr_weighs_the_multimodal_loss_alone(stage):
         if stage == 2:
             mixed.start_stage_2(unet, 0)
     of_even, ours = (mixed.loss(unet, clips(5), random, 0) for mixed in (even, weighed))
-    level = SCHEDULE.level(ours.timestep)
+    level = SCHEDULE.level(ours.timesteps.video)
     snr = (level.alpha / level.sigma).square()
     assert (snr > 0.01).any()
     assert (snr < 0.01).any()
@@ -274,6 +275,36 @@ def test_min_snr_weighs_the_multimodal_loss_alone(stage):
     assert all(torch.equal(ours.logs[name], value) for name, value in of_even.logs.items())
     with pytest.raises(UserError, match="gamma must be positive"):
         MinSNR(0.0)
+
+
+def test_independent_levels_are_each_modality_s_own_and_the_network_is_told_both():
+    """The loss of a clip is that of its two levels, and so are its weights; for the other clips nothing changes."""
+    unet, random, count = randomised(audio_time=True).train(), ClipRandom(list(range(40))), 40
+    torch.nn.init.normal_(unet.other_gate.weight, std=0.5)
+    shared, apart = objective(0.5), objective(0.5)
+    apart.timesteps, apart.noise_weight = Timesteps(independent=0.5), NoiseWeights(audio=MinSNR(0.01))
+    plain, ours = shared.loss(unet, clips(count), random, 0), apart.loss(unet, clips(count), random, 0)
+    video_t, audio_t = ours.timesteps.video, ours.timesteps.audio
+    same = video_t == audio_t
+    assert 10 < same.sum() < 30
+    assert torch.equal(video_t, plain.timesteps.video)
+    for name in ("loss_mm_video", "loss_mm_audio"):
+        torch.testing.assert_close(ours.logs[name][same], plain.logs[name][same])
+    noise = AVSample(
+        video=random.normal("mm.video", clips(count).video.shape[1:]),
+        audio=random.normal("mm.audio", clips(count).audio.shape[1:]),
+    )
+    by_hand = multimodal_loss(unet, clips(count), noise, ours.timesteps, SCHEDULE, 0)
+    torch.testing.assert_close(ours.logs["loss_mm"], by_hand.loss)
+    told_one = multimodal_loss(unet, clips(count), noise, video_t, SCHEDULE, 0)
+    assert (told_one.logs["loss_mm_video"] - by_hand.logs["loss_mm_video"])[~same].abs().max() > 1e-3
+    level = SCHEDULE.level(audio_t)
+    weight = (0.01 * (level.sigma / level.alpha).square()).clamp(max=1).float()
+    torch.testing.assert_close(ours.loss, ours.logs["loss_mm_video"] + weight * ours.logs["loss_mm_audio"])
+    ours.loss.mean().backward()
+    assert unet.other_gate.weight.grad.abs().max() > 0
+    with pytest.raises(UserError, match="independent must lie in"):
+        Timesteps(independent=1.5)
 
 
 def test_stage_2_of_a_flow_map_gives_the_gate_a_gradient():
@@ -466,7 +497,7 @@ def test_the_noisiest_level_and_the_last_pair_are_trained():
     mixed = objective(0.5)
     mixed.start_stage_2(Noted(), 0)
     result = mixed.loss(Noted(), clips(), Last([1, 2, 3]), 0)
-    assert result.timestep.tolist() == [999] * 3
+    assert result.timesteps.video.tolist() == [999] * 3
     assert set(seen) == {999.0, mixed.grid[-2].item()}
 
 

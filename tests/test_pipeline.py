@@ -193,6 +193,49 @@ def test_the_given_modality_comes_back_and_changes_the_other(pipe, method, sampl
     assert made.audio.shape == (2, *CLIP.audio_shape)
 
 
+def test_a_network_that_knows_two_levels_is_told_that_the_given_modality_is_clean(pipe):
+    """At each step: the given part at level 0, the other at the step's; that is the default, and refused elsewhere."""
+    told = AVPipeline(MultimodalUNet(**{**pipe.unet.config, "audio_time": True}), CLIP)
+    told.unet.load_state_dict(told.unet.with_time_inputs(pipe.unet.state_dict()))
+    torch.nn.init.normal_(told.unet.other_gate.weight, std=0.5)
+    seen = []
+    told.unet.register_forward_pre_hook(lambda _, args, options: seen.append((args, options)), with_kwargs=True)
+    sound = torch.sin(torch.arange(CLIP.audio_samples) / 9)[None] * 0.9
+    shown = []
+    made = told.audio_to_video(sound, steps=3, on_step=shown.append, **QUIET)
+    assert torch.equal(made.audio[0], sound)
+    assert len(shown) == len(seen) == 3
+    for step, ((_, audio, timestep), options) in zip(shown, seen, strict=True):
+        torch.testing.assert_close(step.clips.audio[0], sound)
+        assert (audio[0] - sound).abs().max() < 0.1
+        assert float(options["audio_timestep"]) == 0
+        assert timestep > 0
+    seen.clear()
+    free = told.video_to_audio(made.video, steps=3, guidance_scale=2.0, **QUIET)
+    assert torch.equal(free.video, made.video)
+    assert [float(args[2]) for args, _ in seen] == [0, 999] * 3
+    assert (told.video_to_audio(made.video, steps=3, method="replacement", **QUIET).audio - free.audio).abs().max() > 0
+    seen.clear()
+    follows = told(2, steps=3, audio_coupling=2.0, batch_size=2, **QUIET)
+    assert [(float(args[2][0]), "audio_timestep" in options) for args, options in seen][:2] == [
+        (999, False),
+        (999, True),
+    ]
+    assert len(seen) == 6
+    assert_same(told(indices=[1], steps=3, audio_coupling=2.0, **QUIET), follows.map(lambda part: part[1:]))
+    assert (told(2, steps=3, **QUIET).audio - follows.audio).abs().max() > 0
+    with pytest.raises(UserError, match="noise levels of their own"):
+        pipe.audio_to_video(sound, steps=3, method="conditional", **QUIET)
+    with pytest.raises(UserError, match="video_coupling and audio_coupling need a network"):
+        pipe(steps=3, video_coupling=2.0, **QUIET)
+    with pytest.raises(UserError, match="with one given: guidance_scale"):
+        told.audio_to_video(sound, steps=3, video_coupling=2.0, **QUIET)
+    with pytest.raises(UserError, match="audio_coupling must be a number"):
+        told(steps=3, audio_coupling=math.inf, **QUIET)
+    with pytest.raises(UserError, match="for one modality given the other"):
+        told.extend(made, 1.0, steps=3, method="conditional", **QUIET)
+
+
 @pytest.mark.parametrize("method", ["replacement", "guided"])
 def test_conditional_clips_do_not_depend_on_the_batch(pipe, method):
     picture = torch.rand(3, *CLIP.video_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1

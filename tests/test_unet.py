@@ -96,7 +96,7 @@ def test_with_a_second_time_equal_to_the_first_it_is_the_same_network(small, fix
     """`mgct-map` begins as the network whose weights it is given: for r = t always, for any r until it learns."""
     tensors = load_file(fixtures / "unet_small.safetensors")
     mapped = MultimodalUNet.from_config(small.config, target_time=True).eval()
-    mapped.load_state_dict(mapped.with_target_time(small.state_dict()))
+    mapped.load_state_dict(mapped.with_time_inputs(small.state_dict()))
     video, audio, t = tensors["video"], tensors["audio"], tensors[f"{call}.timesteps"]
     with torch.no_grad():
         plain = small(video, audio, t, window_shift=0)
@@ -105,7 +105,7 @@ def test_with_a_second_time_equal_to_the_first_it_is_the_same_network(small, fix
         learned = [mapped(video, audio, t, 0), mapped(video, audio, t, 0, target_timestep=t)]
         jump = mapped(video, audio, t.clamp(min=1), 0, target_timestep=torch.zeros_like(t))
         back = MultimodalUNet.from_config(small.config).eval()
-        back.load_state_dict(back.with_target_time(mapped.state_dict()))
+        back.load_state_dict(back.with_time_inputs(mapped.state_dict()))
         learned.append(back(video, audio, t, 0))
     for other in (fresh, *learned):
         torch.testing.assert_close(other.video, plain.video, atol=1e-6, rtol=0)
@@ -113,6 +113,30 @@ def test_with_a_second_time_equal_to_the_first_it_is_the_same_network(small, fix
     assert (jump.video - plain.video).abs().max() > 1e-2
     with pytest.raises(UserError, match="no second time input"):
         small(video, audio, t, 0, target_timestep=t)
+
+
+@pytest.mark.parametrize("further", [{}, {"target_time": True}])
+def test_with_the_audio_at_the_video_s_time_it_is_the_same_network(small, fixtures, further):
+    """Trained at two noise levels or not, at one of both it is the network whose weights it was given."""
+    tensors = load_file(fixtures / "unet_small.safetensors")
+    apart = MultimodalUNet.from_config(small.config, audio_time=True, **further).eval()
+    apart.load_state_dict(apart.with_time_inputs(small.state_dict()))
+    video, audio, t = tensors["video"], tensors["audio"], tensors["call0.timesteps"]
+    other = (t + 300) % 1000
+    with torch.no_grad():
+        plain = small(video, audio, t, window_shift=0)
+        mute = apart(video, audio, t, 0, audio_timestep=other)
+        torch.nn.init.normal_(apart.other_gate.weight, std=0.5)
+        same = [apart(video, audio, t, 0), apart(video, audio, t, 0, audio_timestep=t)]
+        told = apart(video, audio, t, 0, audio_timestep=other)
+        swapped = apart(video, audio, other, 0, audio_timestep=t)
+    for found in same:  # rounding alone: two rows of the embedding are one matrix product
+        torch.testing.assert_close(found.video, plain.video, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.audio, plain.audio, atol=1e-4, rtol=0)
+    assert (told.video - mute.video).abs().max() > 1e-2  # through the gate alone
+    assert (told.audio - swapped.audio).abs().max() > 1e-2
+    with pytest.raises(UserError, match="no time input of the audio's own"):
+        small(video, audio, t, 0, audio_timestep=t)
 
 
 def gradients(unet, video, audio, timestep):

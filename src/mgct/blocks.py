@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block of both modalities under one time embedding, with self-attention after the sum where asked for.
+    """Residual block of both modalities and their time, with self-attention after the sum where asked for.
 
     Args:
         in_channels: C_in.
@@ -169,9 +169,13 @@ class ResBlock(nn.Module):
         self.audio_attention = SelfAttention(out_channels, num_heads, num_groups) if audio_attention else None
 
     def forward(self, video: Tensor, audio: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Video (B, F, H, W, C), audio (B, L, C), SiLU of the time embedding (B, E) → both, resampled."""
+        """Video (B, F, H, W, C), audio (B, L, C) → both, resampled.
+
+        The embedding is SiLU of the time embedding, (B, E), or (2, B, E): one for the video, one for the audio.
+        """
         film = self.film(embedding).to(video.dtype)
-        video, audio = self.video(video, film), self.audio(audio, film)
+        video_film, audio_film = film if film.dim() == 3 else (film, film)
+        video, audio = self.video(video, video_film), self.audio(audio, audio_film)
         if self.spatial_attention is not None and self.temporal_attention is not None:
             batch, frames, height, width, _ = video.shape
             pixels = self.spatial_attention(video.reshape(batch * frames, height * width, -1))

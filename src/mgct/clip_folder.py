@@ -226,11 +226,13 @@ def _record(
         record["device"] = device
     if options.variation_of:
         record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
+    if options.coupled:
+        record["coupling"] = {"video": options.video_coupling, "audio": options.audio_coupling}
     if given is not None:
         record["given"] = {
             "content": _digest([given.start.video, given.start.audio]),
             "method": given.method,
-            "guidance_scale": given.guidance_scale,
+            "guidance_scale": given.scale,
         }
     if format == "safetensors":
         record |= {"num_clips": num_clips, "shard_size": shard_size}

@@ -71,7 +71,13 @@ MM_DIFFUSION_FLAGS = {
     "dropout": "dropout",
 }
 """Our settings of the network that MM-Diffusion's scripts have as options, and their names there."""
-MM_DIFFUSION_FIXED = {"norm_num_groups": 32, "video_channels": 3, "audio_channels": 1, "target_time": False}
+MM_DIFFUSION_FIXED = {
+    "norm_num_groups": 32,
+    "video_channels": 3,
+    "audio_channels": 1,
+    "target_time": False,
+    "audio_time": False,
+}
 """Our settings that are one value in MM-Diffusion's code."""
 
 
@@ -194,5 +200,5 @@ def load_mm_diffusion(unet: MultimodalUNet, source: str | Path | Mapping[str, Te
     if problems:
         raise UserError("the checkpoint does not fit this network: " + "; ".join(problems))
     weights = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in names.items()}
-    unet.load_state_dict(unet.with_target_time(weights))
+    unet.load_state_dict(unet.with_time_inputs(weights))
     return unet

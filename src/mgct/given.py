@@ -14,9 +14,10 @@ from mgct.errors import UserError
 from mgct.predictors import Known
 from mgct.types import AVSample, pack
 
-Method = Literal["replacement", "guided", "mm-diffusion"]
-GUIDANCE_SCALE = 8.0
-"""Strength of ``guided``: on correlated Gaussians it gives nearly the true conditional mean and spread."""
+Method = Literal["conditional", "replacement", "guided", "mm-diffusion"]
+GUIDANCE_SCALE = {"conditional": 1.0, "replacement": 1.0, "guided": 8.0, "mm-diffusion": 8.0}
+"""The usual strength: of ``conditional`` the network's own conditional mean; that of ``guided`` gives, on correlated
+Gaussians, nearly the true conditional mean and spread."""
 
 
 LARGEST = 2.0
@@ -30,22 +31,27 @@ class Given:
     Args:
         start: video (N, F, 3, H, W) and audio (N, 1, L) in [-1, 1], N = 1 (for all clips) or one per clip; F and L
             may be 0, and at most the clip's own.
-        method: ``replacement`` (`mgct.predictors.replaced`), ``guided`` (`mgct.predictors.guided`) or ``mm-diffusion``
-            (`mgct.samplers.guided_ddpm`).
-        guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+        method: ``conditional`` (`mgct.predictors.conditioned`), ``replacement`` (`mgct.predictors.replaced`),
+            ``guided`` (`mgct.predictors.guided`) or ``mm-diffusion`` (`mgct.samplers.guided_ddpm`).
+        guidance_scale: strength of all but ``replacement``; None: the method's of `GUIDANCE_SCALE`.
         rows: which of the N each clip has; None: the first has the first, and so on.
     """
 
     start: AVSample
     method: Method = "replacement"
-    guidance_scale: float = GUIDANCE_SCALE
+    guidance_scale: float | None = None
     rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
-        if not math.isfinite(self.guidance_scale):
+        if not math.isfinite(self.scale):
             raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
+
+    @property
+    def scale(self) -> float:
+        """The strength that is used."""
+        return GUIDANCE_SCALE[self.method] if self.guidance_scale is None else self.guidance_scale
 
     def in_turn(self, indices: Sequence[int]) -> Given:
         """For the clips ``indices``: clip k has number k modulo N of what is given."""

@@ -23,11 +23,11 @@ from mgct.types import AVSample
 
 
 class ClipLoss(NamedTuple):
-    """A loss of each clip (B,), named values (B,) to log, and the timesteps (B,) of the multimodal loss, if any."""
+    """A loss of each clip (B,), named values (B,) to log, and both timesteps (B,) of the multimodal loss, if any."""
 
     loss: Tensor
     logs: dict[str, Tensor]
-    timestep: Tensor | None = None
+    timesteps: AVSample | None = None
 
 
 def per_clip_mean(x: Tensor) -> Tensor:
@@ -35,11 +35,16 @@ def per_clip_mean(x: Tensor) -> Tensor:
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).mean(1)
 
 
+def of_both(timestep: Tensor | AVSample) -> AVSample:
+    """The timesteps (B,) of either modality, be they shared or not."""
+    return timestep if isinstance(timestep, AVSample) else AVSample(video=timestep, audio=timestep)
+
+
 def multimodal_loss(
     model: nn.Module,
     clips: AVSample,
     noise: AVSample,
-    timestep: Tensor,
+    timestep: Tensor | AVSample,
     schedule: NoiseSchedule,
     window_shift: Any = None,
 ) -> ClipLoss:
@@ -49,16 +54,17 @@ def multimodal_loss(
         model: ε_θ, called as `MultimodalUNet`.
         clips: x0, video (B, F, C, H, W) and audio (B, C, L) in [-1, 1].
         noise: ε, of the clips' shapes.
-        timestep: (B,) in [0, T-1], shared by both modalities.
+        timestep: (B,) in [0, T-1], shared by both modalities; or one (B,) for each, which the model is then told.
         schedule: noise schedule on the clips' device.
         window_shift: passed on to the model.
     """
-    level = schedule.level(timestep)
-    noisy = clips.map(lambda x0, eps: add_noise(x0, eps, level), noise)
-    predicted = model(noisy.video, noisy.audio, timestep, window_shift=window_shift)
+    timesteps = of_both(timestep)
+    noisy = clips.map(lambda x0, eps, t: add_noise(x0, eps, schedule.level(t)), noise, timesteps)
+    told = {"audio_timestep": timestep.audio} if isinstance(timestep, AVSample) else {}
+    predicted = model(noisy.video, noisy.audio, timesteps.video, window_shift=window_shift, **told)
     error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), noise)
     logs = {"loss_mm_video": error.video, "loss_mm_audio": error.audio}
-    return ClipLoss(error.video + error.audio, logs, timestep)
+    return ClipLoss(error.video + error.audio, logs, timesteps)
 
 
 class NoiseWeight(ABC):
@@ -109,9 +115,10 @@ class NoiseWeights:
     video: NoiseWeight = EvenNoise()
     audio: NoiseWeight = EvenNoise()
 
-    def __call__(self, level: NoiseLevel) -> AVSample:
-        """(B,) float32 weights of both."""
-        return AVSample(video=self.video(level).float(), audio=self.audio(level).float())
+    def __call__(self, timesteps: AVSample, schedule: NoiseSchedule) -> AVSample:
+        """(B,) float32 weights of both at their timesteps (B,)."""
+        weights = AVSample(video=self.video, audio=self.audio)
+        return weights.map(lambda weight, t: weight(schedule.level(t)).float(), timesteps)
 
 
 class Distance(ABC):

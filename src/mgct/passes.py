@@ -73,4 +73,4 @@ class GraphedPasses:
         result = self.loss(stored, random, shift)
         self.backward(result.loss.sum() / len(result.loss))
         logs = {name: value.detach() for name, value in result.logs.items()}
-        return ClipLoss(result.loss.detach(), logs, result.timestep), [p.grad for p in self.parameters]
+        return ClipLoss(result.loss.detach(), logs, result.timesteps), [p.grad for p in self.parameters]

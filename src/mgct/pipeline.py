@@ -19,16 +19,16 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these modules)
-from mgct import grids, predictors, samplers
+from mgct import grids, predictors, samplers, two_levels
 from mgct import unet as _unet  # noqa: F401
 from mgct.calibration import PathGains, calibrated
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
-from mgct.given import GUIDANCE_SCALE, Given, Method, as_clips
+from mgct.given import Given, Method, as_clips
 from mgct.gpu import send
 from mgct.graphs import Graphed
 from mgct.grids import Point
-from mgct.noise import NoiseSchedule, x0_from_noise
+from mgct.noise import NoiseSchedule
 from mgct.predictors import Predict
 from mgct.sampling_options import SamplingOptions, Step
 from mgct.saved_models import find_pipeline
@@ -157,17 +157,20 @@ class AVPipeline(DiffusionPipeline):
         audio: Tensor,
         num_clips: int | None = None,
         *,
-        method: Method = "replacement",
-        guidance_scale: float = GUIDANCE_SCALE,
+        method: Method | None = None,
+        guidance_scale: float | None = None,
         indices: Sequence[int] | None = None,
         **options: Any,
     ) -> AVSample:
-        """Generate video for given sound, without training for it.
+        """Generate video for given sound.
 
-        ``replacement`` puts the sound, diffused to the present noise level, into every network call. ``guided`` also
-        moves the video so that the network's idea of the sound agrees with the given one: about three times the
-        cost, and much closer to the truth where that is known (``docs/sampling.md``). ``mm-diffusion`` is the
-        gradient-guided method of MM-Diffusion, for the sampler ``ddpm`` alone.
+        ``conditional`` is for a network trained on modalities at noise levels of their own (`MultimodalUNet` with
+        ``audio_time``): it is told that the sound is clean. With a guidance_scale s other than 1 there are two calls a
+        step, and ε̂_∅ + s (ε̂ - ε̂_∅) (classifier-free guidance). The others are for any network. ``replacement`` puts the
+        sound, diffused to the present noise level, into every network call. ``guided`` also moves the video so that
+        the network's idea of the sound agrees with the given one: about three times the cost, and much closer to the
+        truth where that is known (``docs/sampling.md``). ``mm-diffusion`` is the gradient-guided method of
+        MM-Diffusion, for the sampler ``ddpm`` alone.
 
         The strength: with G the gradient of the mean squared misfit of the sound, for the inner product mean(u v)
         over the generated elements, ε̂ of the video moves by guidance_scale · σ α² · G (misfit of x̂0; ``guided``),
@@ -181,8 +184,9 @@ class AVPipeline(DiffusionPipeline):
             audio: (1, L) or (N, 1, L) in [-1, 1] at the model's sample rate, N = 1 or num_clips. L is the clip's own
                 number of samples, or that of a longer whole number of frames (then made in windows, see `extend`).
             num_clips: how many; None: N.
-            method: ``replacement``, ``guided`` or ``mm-diffusion``.
-            guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+            method: ``conditional``, ``replacement``, ``guided`` or ``mm-diffusion``; None: the first if the network
+                can, else the second.
+            guidance_scale: strength of all but ``replacement``; None: 1 for ``conditional``, else 8.
             indices: generate these clips of the seed instead of the first ``num_clips``.
             options: see `SamplingOptions`.
 
@@ -194,7 +198,7 @@ class AVPipeline(DiffusionPipeline):
         """
         audio = as_clips(audio, 3, "audio", "(1, L) or (N, 1, L)")
         empty = torch.zeros(len(audio), 0, *self.clip.video_shape[1:])
-        given = Given(AVSample(video=empty, audio=audio), method, guidance_scale)
+        given = Given(AVSample(video=empty, audio=audio), method or two_levels.best_method(self.unet), guidance_scale)
         indices = _clip_indices(len(audio) if num_clips is None else num_clips, indices)
         return _gather(self.stream(indices, SamplingOptions(**options), given=given))
 
@@ -203,19 +207,20 @@ class AVPipeline(DiffusionPipeline):
         video: Tensor,
         num_clips: int | None = None,
         *,
-        method: Method = "replacement",
-        guidance_scale: float = GUIDANCE_SCALE,
+        method: Method | None = None,
+        guidance_scale: float | None = None,
         indices: Sequence[int] | None = None,
         **options: Any,
     ) -> AVSample:
-        """Generate sound for given video, without training for it; the counterpart of `audio_to_video`.
+        """Generate sound for given video, the counterpart of `audio_to_video`.
 
         Args:
             video: (F, 3, H, W) or (N, F, 3, H, W) in [-1, 1] at the model's frame rate and size, F at least the
                 model's own.
             num_clips: how many; None: N.
-            method: ``replacement``, ``guided`` or ``mm-diffusion``.
-            guidance_scale: strength of ``guided`` and ``mm-diffusion``.
+            method: ``conditional``, ``replacement``, ``guided`` or ``mm-diffusion``; None: the first if the network
+                can, else the second.
+            guidance_scale: strength of all but ``replacement``; None: 1 for ``conditional``, else 8.
             indices: generate these clips of the seed instead of the first ``num_clips``.
             options: see `SamplingOptions`.
 
@@ -226,7 +231,8 @@ class AVPipeline(DiffusionPipeline):
             UserError: video of a wrong shape, and as in `__call__`.
         """
         video = as_clips(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
-        given = Given(AVSample(video=video, audio=torch.zeros(len(video), 1, 0)), method, guidance_scale)
+        start = AVSample(video=video, audio=torch.zeros(len(video), 1, 0))
+        given = Given(start, method or two_levels.best_method(self.unet), guidance_scale)
         indices = _clip_indices(len(video) if num_clips is None else num_clips, indices)
         return _gather(self.stream(indices, SamplingOptions(**options), given=given))
 
@@ -237,7 +243,7 @@ class AVPipeline(DiffusionPipeline):
         num_clips: int | None = None,
         *,
         method: Method = "replacement",
-        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_scale: float | None = None,
         **options: Any,
     ) -> AVSample:
         """Continue clips to a longer duration.
@@ -254,7 +260,7 @@ class AVPipeline(DiffusionPipeline):
             seconds: total duration wanted, the given start included.
             num_clips: how many continuations; None: N.
             method: how the start steers the rest, as in `audio_to_video`.
-            guidance_scale: strength of ``guided``.
+            guidance_scale: strength of ``guided``; None: 8.
             options: see `SamplingOptions`.
 
         Returns:
@@ -324,6 +330,7 @@ class AVPipeline(DiffusionPipeline):
             given.check(shapes, len(indices))
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
+        two_levels.check(self.unet, options, given)
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
@@ -358,21 +365,15 @@ class AVPipeline(DiffusionPipeline):
         """The generator behind `stream`."""
         settings = getattr(self, "_progress_bar_config", {})
         quiet = not options.progress or settings.get("disable", False)
-        total = len(indices) * options.calls
+        total = len(indices) * options.calls * two_levels.calls_a_step(options, given)
         with tqdm(total=total, unit="call", **{**settings, "disable": quiet}) as bar:
             started = time.monotonic()
             for first in range(0, len(indices), options.batch_size):
                 batch = list(indices[first : first + options.batch_size])
 
-                made = itertools.count(1)
-
-                def predict(x: Tensor, point: Point, batch: list[int] = batch, made: Iterator[int] = made) -> Tensor:
+                def predict(x: Tensor, point: Point) -> Tensor:
                     bar.update(len(x))
-                    noise = pack(network(unpack(x, shapes), point))
-                    if options.on_step is not None:
-                        x0 = x0_from_noise(x.detach(), noise.detach(), point.level(x)).clamp(-1, 1)
-                        options.on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
-                    return noise
+                    return pack(network(unpack(x, shapes), point))
 
                 with explain_memory("batch_size", options.batch_size):
                     positions = range(first, first + len(batch))
@@ -412,17 +413,23 @@ class AVPipeline(DiffusionPipeline):
         def step_noise(step: int) -> Tensor:
             return self._noise(draw, batch, options, "step", step)
 
-        x = self._noise(draw, batch, options, "start")
+        x = start = self._noise(draw, batch, options, "start")
         schedule = self.schedule_of(options)
         named = isinstance(options.sampler, str)
         clip_x0 = options.clip_x0
         if clip_x0 is None:
             clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
+        clean, pure = grids.points(self.schedule, torch.tensor([0.0, self.schedule.num_timesteps - 1.0]))
+        if options.coupled:
+            sound = torch.arange(length, device=x.device) >= math.prod(shapes.video)
+            scales = AVSample(video=options.video_coupling, audio=options.audio_coupling)
+            predict = predictors.coupled(predict, start, sound, pure, scales)
         if (gains := self.gains(options, given)) is not None:
             predict = calibrated(predict, gains, shapes)
         if clip_x0:
             predict = predictors.clipped(predict)
         known = given.known(positions, shapes, x) if given is not None else None
+        see = self._observer(batch, shapes, options, known)
         if self.coarse_start is not None:
             clips = unpack(x, shapes)
             level = schedule.level(torch.tensor([schedule.num_timesteps - 1.0], device=schedule.device))
@@ -430,11 +437,15 @@ class AVPipeline(DiffusionPipeline):
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
                 grid = grids.integer_grid(schedule, options.calls)
-                return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.guidance_scale)
-            if given.method == "guided":
-                predict = predictors.guided(predict, known, given.guidance_scale)
+                return samplers.guided_ddpm(predictors.watched(predict, see), x, grid, step_noise, known, given.scale)
+            if given.method == "conditional":
+                heard = given.start.audio.shape[2] > 0
+                predict = predictors.conditioned(predict, known, heard, (clean, pure), given.scale)
+            elif given.method == "guided":
+                predict = predictors.guided(predict, known, given.scale)
             else:
                 predict = predictors.replaced(predict, known)
+        predict = predictors.watched(predict, see)
         if named:
             sampler, steps = samplers.get_sampler(options.sampler, options.steps)
             x = sampler.run(predict, x, schedule, steps, step_noise)
@@ -443,6 +454,20 @@ class AVPipeline(DiffusionPipeline):
             steps = options.calls
             x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
         return x if known is None else known.impose(x, grids.CLEAN)
+
+    @staticmethod
+    def _observer(
+        batch: list[int], shapes: AVSample, options: SamplingOptions, known: predictors.Known | None
+    ) -> Callable[[Tensor], None]:
+        """Tells ``on_step`` of packed x̂0 (B, D), with what is known in its place."""
+        made = itertools.count(1)
+
+        def see(x0: Tensor) -> None:
+            if options.on_step is not None:
+                x0 = x0 if known is None else known.impose(x0, grids.CLEAN)
+                options.on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
+
+        return see
 
     def schedule_of(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""
@@ -503,31 +528,41 @@ class AVPipeline(DiffusionPipeline):
         """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
         device, dtype = self._execution_device, self.unet.dtype
 
-        def predict(video: Tensor, audio: Tensor, timestep: Tensor, shift: Any, *goal: Tensor) -> AVSample:
-            call_options: dict[str, Any] = {"window_shift": shift, **({"target_timestep": goal[0]} if goal else {})}
-            if torch.is_grad_enabled():  # guidance asks for the gradient of the clips, and for no other
-                weights = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
-                return functional_call(self.unet, weights, (video, audio, timestep), call_options)
-            return self.unet(video, audio, timestep, **call_options)
+        def predictor(*names: str) -> Callable[..., AVSample]:
+            """The network with further time inputs of these names, in their order, behind the others."""
 
-        graphed, place = Graphed(predict), 0
+            def predict(video: Tensor, audio: Tensor, timestep: Tensor, shift: Any, *times: Tensor) -> AVSample:
+                call_options = {"window_shift": shift, **dict(zip(names, times, strict=True))}
+                if torch.is_grad_enabled():  # guidance asks for the gradient of the clips, and for no other
+                    weights = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
+                    return functional_call(self.unet, weights, (video, audio, timestep), call_options)
+                return self.unet(video, audio, timestep, **call_options)
+
+            return predict
+
+        graphed: dict[tuple[str, ...], Graphed] = {}
+        place = 0
 
         def call(clips: AVSample, point: Point) -> AVSample:
-            nonlocal graphed, place
+            nonlocal place
             shift = options.window_shift
             if shift is None:
-                seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
+                latest = max(point.timestep, point.audio_timestep or 0.0)
+                seed = derive_seed(options.seed, "window shift", round(latest * 1000))
                 shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
             timestep = torch.full((len(clips.video),), point.timestep, device=device)
-            goal = [] if point.goal is None else [torch.full_like(timestep, point.goal)]
-            noisy = clips.to(dtype)
+            further = {"target_timestep": point.goal, "audio_timestep": point.audio_timestep}
+            times = {name: torch.full_like(timestep, time) for name, time in further.items() if time is not None}
+            predict, noisy = predictor(*times), clips.to(dtype)
             if device.type != "cuda" or torch.is_grad_enabled():
-                return predict(noisy.video, noisy.audio, timestep, shift, *goal).to(torch.float32)
+                return predict(noisy.video, noisy.audio, timestep, shift, *times.values()).to(torch.float32)
             here = next(self.unet.parameters()).data_ptr()
             if here != place:  # not yet known, or weights that have been elsewhere meanwhile
-                graphed, place = Graphed(predict), here
+                graphed.clear()
+                place = here
             shifts = send(torch.tensor(list(self.unet.window_shifts(shift, clips.video.shape[1]))), device)
-            out = graphed(noisy.video, noisy.audio, timestep, shifts, *goal)
+            graph = graphed.setdefault(tuple(times), Graphed(predict))
+            out = graph(noisy.video, noisy.audio, timestep, shifts, *times.values())
             return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
 
         return call

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgct.grids import Point
 from mgct.noise import add_noise, noise_from_x0, x0_from_noise
+from mgct.types import AVSample
 
 Predict = Callable[[Tensor, Point], Tensor]
 
@@ -60,6 +61,76 @@ def replaced(predict: Predict, known: Known) -> Predict:
 
     def wrapped(x: Tensor, point: Point) -> Tensor:
         return torch.where(known.mask, known.noise, predict(known.impose(x, point), point))
+
+    return wrapped
+
+
+def conditioned(predict: Predict, known: Known, sound: bool, ends: tuple[Point, Point], scale: float = 1.0) -> Predict:
+    """The network told that one modality is known: it sees it at noise level 0, beside the other at its own.
+
+    For a network that was trained on modalities at different levels (`MultimodalUNet` with ``audio_time``), which then
+    predicts the other's conditional mean: no method stands between. With a ``scale`` s other than 1, classifier-free
+    guidance (Ho & Salimans 2022): ε̂ ← ε̂_∅ + s (ε̂ - ε̂_∅), ε̂_∅ that of a call with pure noise in place of what is
+    known; twice the cost.
+
+    Args:
+        predict: the network.
+        known: all of one modality.
+        sound: whether that is the sound.
+        ends: the least noisy and the noisiest level that the network was trained at.
+        scale: s.
+    """
+    clean, pure = ends
+
+    def seen(x: Tensor, point: Point, other: Point) -> Tensor:
+        times = (point.timestep, other.timestep) if sound else (other.timestep, point.timestep)
+        return predict(known.impose(x, other), point._replace(timestep=times[0], audio_timestep=times[1]))
+
+    def wrapped(x: Tensor, point: Point) -> Tensor:
+        noise = seen(x, point, clean)
+        if scale != 1:
+            noise = torch.lerp(seen(x, point, pure), noise, scale)
+        return torch.where(known.mask, known.noise, noise)
+
+    return wrapped
+
+
+def coupled(predict: Predict, noise: Tensor, sound: Tensor, pure: Point, scales: AVSample) -> Predict:
+    """Both modalities generated, each made to follow the other: ε̂ ← ε̂_∅ + s (ε̂ - ε̂_∅).
+
+    ε̂_∅ is a modality's prediction beside pure noise in the other's place, which a network knows that was trained on
+    modalities at different levels (`MultimodalUNet` with ``audio_time``; Bao et al. 2023).
+
+    Args:
+        predict: the network; called once more for each s other than 1.
+        noise: that pure noise, (B, D).
+        sound: (D,) bool, True where the packed clip is sound.
+        pure: the noisiest level that the network was trained at.
+        scales: s of either modality.
+    """
+
+    def wrapped(x: Tensor, point: Point) -> Tensor:
+        both = predict(x, point)
+        for own, scale, times in (
+            (~sound, scales.video, (point.timestep, pure.timestep)),
+            (sound, scales.audio, (pure.timestep, point.timestep)),
+        ):
+            if scale != 1:
+                at = point._replace(timestep=times[0], audio_timestep=times[1])
+                alone = predict(torch.where(own, x, noise), at)
+                both = torch.where(own, torch.lerp(alone, both, scale), both)
+        return both
+
+    return wrapped
+
+
+def watched(predict: Predict, see: Callable[[Tensor], None]) -> Predict:
+    """The predictor, whose x̂0 (B, D) in [-1, 1] is shown at each call."""
+
+    def wrapped(x: Tensor, point: Point) -> Tensor:
+        noise = predict(x, point)
+        see(x0_from_noise(x.detach(), noise.detach(), point.level(x)).clamp(-1, 1))
+        return noise
 
     return wrapped
 

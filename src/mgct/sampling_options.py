@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,10 @@ class SamplingOptions:
             Above about 700 a network that was trained for little mistakes noise for a scene, and the clip comes out in
             too strong colours and with a noisy sound; starting lower leaves these levels out (``docs/sampling.md``
             measures it).
+        video_coupling: how much the picture follows the sound, s: ε̂ ← ε̂_∅ + s (ε̂ - ε̂_∅), ε̂_∅ its prediction beside
+            pure noise in the sound's place (classifier-free guidance, by the other modality). 1: as trained. Another
+            value takes one network call a step more, and a network with ``audio_time``.
+        audio_coupling: how much the sound follows the picture, likewise.
     """
 
     steps: int | None = None
@@ -65,6 +70,8 @@ class SamplingOptions:
     variation_of: Sequence[int] = ()
     variation: float = 0.4
     start_timestep: int | None = None
+    video_coupling: float = 1.0
+    audio_coupling: float = 1.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -76,6 +83,14 @@ class SamplingOptions:
                 raise UserError("start_timestep goes with the samplers named here, not with a scheduler of diffusers")
         if not 0 < self.variation <= 1:
             raise UserError(f"variation must lie in (0, 1], got {self.variation}")
+        for name in ("video_coupling", "audio_coupling"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} must be a number, got {getattr(self, name)}")
+
+    @property
+    def coupled(self) -> bool:
+        """Whether either modality is to follow the other otherwise than as trained."""
+        return (self.video_coupling, self.audio_coupling) != (1, 1)
 
     @property
     def calls(self) -> int:

@@ -28,6 +28,7 @@ from mgct.losses import (
     consistency_loss,
     evaluating,
     multimodal_loss,
+    of_both,
 )
 from mgct.noise import NoiseSchedule
 from mgct.types import AVSample
@@ -218,6 +219,32 @@ class LossRatio:
         return self.value * min(1.0, (updates + 1) / self.ramp_steps) if self.ramp_steps else self.value
 
 
+@dataclass(frozen=True)
+class Timesteps:
+    """How the noise levels of the multimodal loss are drawn: uniform in t, and the same for both modalities (Eq. 4).
+
+    Args:
+        independent: the share of clips whose picture and sound are at levels drawn each for itself. Only where one is
+            clearer than the other does a network learn much of what either says of the other; and it then generates
+            one for the other without guidance (UniDiffuser, Bao et al. 2023). The network needs ``audio_time``.
+    """
+
+    independent: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.independent <= 1:
+            raise UserError(f"timesteps.independent must lie in [0, 1], got {self.independent}")
+
+    def __call__(self, random: ClipRandom, num_timesteps: int) -> Tensor | AVSample:
+        """(B,) timesteps in [0, num_timesteps - 1], or those of either modality."""
+        timestep = random.integers("mm.timestep", num_timesteps)
+        if not self.independent:
+            return timestep
+        own = random.integers("mm.audio_timestep", num_timesteps)
+        apart = random.uniform("mm.independent") < self.independent
+        return AVSample(video=timestep, audio=torch.where(apart, own, timestep))
+
+
 class Balance(ABC):
     """How the losses of the two modalities, each a mean over its own elements, become one."""
 
@@ -320,6 +347,7 @@ class MGCT:
         balance: how the modalities are weighed, in both stages.
         noise_weight: how much each noise level counts in L_MM; not in ``loss_mm``, which is logged and which δ is
             compared with.
+        timesteps: how the noise levels of L_MM are drawn.
     """
 
     def __init__(
@@ -329,12 +357,14 @@ class MGCT:
         consistency: Consistency,
         balance: Balance = OwnElements(),
         noise_weight: NoiseWeights = NoiseWeights(),
+        timesteps: Timesteps = Timesteps(),
     ) -> None:
         self.schedule = schedule
         self.transfer = transfer
         self.consistency = consistency
         self.balance = balance
         self.noise_weight = noise_weight
+        self.timesteps = timesteps
         self.learned = balance.parameters()
         self.grid = consistency.grid.timesteps(schedule, 0)
         self.stage = 1
@@ -354,16 +384,16 @@ class MGCT:
             window_shift: passed on to the models.
         """
         noise = self._noise(clips, random, "mm")
-        timestep = random.integers("mm.timestep", self.schedule.num_timesteps).to(clips.audio.device)
+        timestep = self.timesteps(random, self.schedule.num_timesteps).to(clips.audio.device)
         plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
         logs = {"loss_mm": plain.loss, **plain.logs}
-        loss = self._balanced("mm", plain, self.noise_weight(self.schedule.level(timestep)))
+        loss = self._balanced("mm", plain, self.noise_weight(of_both(timestep), self.schedule))
         if self.stage == 2:
             consistent = self._consistency(model, clips, random, window_shift)
             ratio = self.consistency.ratio(self.updates)
             loss = (1 - ratio) * loss + ratio * self._spread(self._balanced("cm", consistent), len(loss))
             logs |= {"loss_cm": consistent.loss, **consistent.logs}
-        return ClipLoss(loss, logs, timestep)
+        return ClipLoss(loss, logs, plain.timesteps)
 
     def variant(self) -> tuple[Any, ...]:
         """What `loss` depends on besides its arguments and weights; another variant is another computation."""

@@ -249,10 +249,11 @@ class Trainer:
         named = {"loss": result.loss, **result.logs}
         counts = {n: torch.full((), float(n), device=self.device) for n in {len(value) for value in named.values()}}
         values = {name: (value.detach().sum(), counts[len(value)]) for name, value in named.items()}
-        if self.watch.noise_bands and result.timestep is not None:
-            parts = {name: result.logs[name] for name in ("loss_mm_video", "loss_mm_audio")}
-            total = self.objective.schedule.num_timesteps
-            values.update(band_means(result.timestep, parts, self.watch.noise_bands, total))
+        if self.watch.noise_bands and result.timesteps is not None:
+            for modality, timestep in result.timesteps.items():
+                parts = {name: result.logs[name] for name in (f"loss_mm_{modality}",)}
+                total = self.objective.schedule.num_timesteps
+                values.update(band_means(timestep, parts, self.watch.noise_bands, total))
         return values
 
     def _gradients_by_part(self, batch: ClipBatch, shift: Any) -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,6 +19,9 @@ from mgct.recompute import made_again, offer
 from mgct.types import AVSample
 from mgct.whole_files import LoadedWhole
 
+_TIME_INPUTS = ("target_", "other_")
+"""How the parameters of time inputs beyond the first begin."""
+
 
 class UNetBlock(nn.Module):
     """One entry of the encoder or decoder: a residual block, then maybe cross-attention, then maybe an up block."""
@@ -84,6 +87,9 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         target_time: a second time input, ``target_timestep``: the level that a prediction is meant to jump to. It
             enters through a layer that begins at zero and is fed the difference of the two times' embeddings, so the
             network with both times equal stays the plain denoiser, whatever is learned for the others.
+        audio_time: a time input of the audio's own, ``audio_timestep``: the two modalities may then lie at different
+            noise levels. Each is told its own and, through a layer as that of ``target_time``, the other's; with both
+            equal the network is the one without.
     """
 
     _supports_gradient_checkpointing = True
@@ -108,6 +114,7 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         video_channels: int = 3,
         audio_channels: int = 1,
         target_time: bool = False,
+        audio_time: bool = False,
     ) -> None:
         super().__init__()
         counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
@@ -152,6 +159,10 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         self.target_gate = nn.Linear(model_channels, model_channels, bias=False) if target_time else None
         if self.target_gate is not None:
             nn.init.zeros_(self.target_gate.weight)
+        self.other_embed = _time_network(model_channels) if audio_time else None
+        self.other_gate = nn.Linear(model_channels, 2 * model_channels, bias=False) if audio_time else None
+        if self.other_gate is not None:
+            nn.init.zeros_(self.other_gate.weight)
         self.video_stem = convolutions.VideoConv(video_channels, widths[0])
         self.audio_stem = convolutions.AudioConv(audio_channels, widths[0])
 
@@ -218,6 +229,7 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         timestep: Tensor,
         window_shift: int | Sequence[int] | Tensor | None = None,
         target_timestep: Tensor | None = None,
+        audio_timestep: Tensor | None = None,
     ) -> AVSample:
         """Predict the noise of both modalities.
 
@@ -231,18 +243,20 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
                 function, in a checkpointed recomputation too.
             target_timestep: r, (B,) or scalar, at most ``timestep``: the prediction is meant for the jump from
                 ``timestep`` to there (`noise.ddim_step`). None: r = t, the denoiser. Only with ``target_time``.
+            audio_timestep: (B,) or scalar: the noise level of the audio, ``timestep`` then being the video's. None: the
+                same. Only with ``audio_time``.
 
         Returns:
             `AVSample` of predictions in the inputs' shapes.
 
         Raises:
-            UserError: a size that the strides do not allow (it names the nearest that they do), or a target timestep
-                for a network without one.
+            UserError: a size that the strides do not allow (it names the nearest that they do), or a time input that
+                the network does not have.
         """
         self._check_sizes(video, audio)
         shifts = iter(self.window_shifts(window_shift, video.shape[1]))
-        target = None if target_timestep is None else target_timestep.expand(video.shape[0])
-        embedding = self._embed(timestep.expand(video.shape[0]), target, video.device)
+        target, heard = (None if t is None else t.expand(len(video)) for t in (target_timestep, audio_timestep))
+        embedding = self._embed(timestep.expand(len(video)), target, heard, video.device)
 
         def run(block: nn.Module, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
             shift = next(shifts) if _is_shifted(block) else 0
@@ -288,10 +302,17 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         """Encoder, middle and decoder blocks in forward order."""
         return [*self.encoder, *self.middle, *self.decoder]
 
-    def _embed(self, timestep: Tensor, target: Tensor | None, device: torch.device) -> Tensor:
-        """SiLU of the time embedding (B, E), computed in float32 or better whatever the autocast."""
+    def _embed(
+        self, timestep: Tensor, target: Tensor | None, audio_timestep: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """SiLU of the time embedding, (B, E) or, with ``audio_time``, (2, B, E): the video's, then the audio's.
+
+        It is computed in float32 or better whatever the autocast.
+        """
         if target is not None and self.target_gate is None:
             raise UserError("this network has no second time input; make it with target_time=True")
+        if audio_timestep is not None and self.other_gate is None:
+            raise UserError("this network has no time input of the audio's own; make it with audio_time=True")
         weight = next(self.time_embed.parameters())
         precise = torch.promote_types(weight.dtype, torch.float32)
 
@@ -301,21 +322,24 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         with torch.autocast(device.type, enabled=False):
             own = features(timestep)
             embedding = self.time_embed(own)
+            if self.other_gate is not None and self.other_embed is not None:
+                heard = own if audio_timestep is None else features(audio_timestep)
+                apart = self.other_gate(self.other_embed(heard) - self.other_embed(own))
+                embedding = torch.stack([embedding, self.time_embed(heard)]) + torch.stack(apart.chunk(2, 1))
             if self.target_gate is not None and self.target_embed is not None:
                 goal = own if target is None else features(target)
                 embedding = embedding + self.target_gate(self.target_embed(goal) - self.target_embed(own))
             return F.silu(embedding)
 
-    def with_target_time(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state_dict of another network with the second time input that this network has, or without it.
+    def with_time_inputs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state_dict of another network with the further time inputs that this network has, and no others.
 
-        A freshly made network's is zero, and any has no effect where both times are equal: as a denoiser the result is
-        exactly the network that the weights are of.
+        A freshly made network's are zero, and any has no effect where its time equals the first: as a denoiser of both
+        modalities at one noise level the result is exactly the network that the weights are of.
         """
-        own = {name: value for name, value in self.state_dict().items() if name.startswith("target_")}
-        if not own:
-            return {name: value for name, value in weights.items() if not name.startswith("target_")}
-        return {**own, **weights}
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(_TIME_INPUTS)}
+        others = (name for name in weights if name.startswith(_TIME_INPUTS) and name not in own)
+        return {**own, **{name: weights[name] for name in weights.keys() - set(others)}}
 
     def window_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:
         """The shift of each shifted block, as a list or a one-dimensional tensor."""

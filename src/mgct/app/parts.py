@@ -21,7 +21,6 @@ from mgct.app.records import Made, Progress, Settings
 from mgct.app.studio import Studio
 from mgct.app.words import caption, cost_words, duration_words, image_tag, progress_html, sampler_label, status_html
 from mgct.errors import UserError
-from mgct.given import Method
 
 VARIATIONS = 4
 """Made by one press of the button."""
@@ -339,10 +338,8 @@ class Parts:
             raise UserError("choose a file" + (", or record a sound," if kind == "sound" else "") + " first")
         if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()) or Path(path).is_dir():
             raise UserError("only uploaded files are read")
-        method: Method = "guided" if guided else "replacement"
-        return self.studio.from_upload(
-            session, settings, int(clips), Path(path), kind, start_s=float(start_s or 0), method=method
-        )
+        start = float(start_s or 0)
+        return self.studio.from_upload(session, settings, int(clips), Path(path), kind, start_s=start, guided=guided)
 
 
 def paced(progress: Generator[Progress, None, None]) -> Iterator[Progress]:

@@ -36,6 +36,7 @@ from mgct.given import Given, Method
 from mgct.pipeline import AVPipeline
 from mgct.samplers import get_sampler
 from mgct.sampling_options import SamplingOptions, Step
+from mgct.two_levels import best_method
 from mgct.types import AVSample, ClipSpec, dequantise, quantise
 
 PREVIEWED = 4
@@ -291,7 +292,7 @@ class Studio:
         kind: Kind,
         *,
         start_s: float = 0.0,
-        method: Method = "replacement",
+        guided: bool = False,
     ) -> Generator[Progress, None, None]:
         """Videos for the sound of a file, or sounds for its picture. The file is removed once it is decoded.
 
@@ -302,7 +303,7 @@ class Studio:
             path: of the upload.
             kind: what is given: its sound, or its video.
             start_s: where in the file to start, in seconds.
-            method: see `AVPipeline.audio_to_video`.
+            guided: by the method ``guided`` of `AVPipeline.audio_to_video`, or by the best that costs one call a step.
 
         Raises:
             UserError: the file cannot be used, a setting that cannot be, or beyond the limits.
@@ -313,15 +314,20 @@ class Studio:
             given = self._decoded(session, Upload(path, kind, spec, start_s))
         finally:
             path.unlink(missing_ok=True)
+        method: Method = "guided" if guided else "replacement"
         self._check(settings, clips, None, method)
-        start = self._given(given, kind, spec, method)
+
+        def start(pipe: AVPipeline, options: SamplingOptions) -> Iterator[tuple[list[int], AVSample]]:
+            chosen = self._given(given, kind, spec, "guided" if guided else best_method(pipe.unet))
+            return pipe.stream(range(clips), options, given=chosen)
+
         title = "video for your sound" if kind == "sound" else "sound for your video"
         yield from self._run(
             session,
             settings,
             title,
             clips,
-            lambda pipe, options: pipe.stream(range(clips), options, given=start),
+            start,
             spec.seconds,
             method=method,
         )

@@ -88,9 +88,10 @@ def write_mm_diffusion(unet: MultimodalUNet, path: Path) -> None:
 
 
 def onnx_inputs(unet: MultimodalUNet) -> list[str]:
-    """Names of the inputs of the network's ONNX form, in order; the last two only where the network has them."""
+    """Names of the inputs of the network's ONNX form, in order; after three, those that it has."""
     shift = ["window_shift"] if unet.num_shifted_blocks else []
-    return ["video", "audio", "timestep", *shift, *(["target_timestep"] if unet.config["target_time"] else [])]
+    times = {"target_timestep": "target_time", "audio_timestep": "audio_time"}
+    return ["video", "audio", "timestep", *shift, *(name for name, has in times.items() if unet.config[has])]
 
 
 class OnnxForm(nn.Module):
@@ -121,6 +122,7 @@ def example(unet: MultimodalUNet, clip: ClipSpec, batch: int, seed: int = 0) -> 
         "timestep": lambda: timestep,
         "window_shift": lambda: torch.tensor(unet.draw_window_shifts(clip.frames, draw)),
         "target_timestep": lambda: timestep * torch.rand(batch, generator=draw),
+        "audio_timestep": lambda: torch.rand(batch, generator=draw) * 999,
     }
     return [made[name]() for name in onnx_inputs(unet)]
 

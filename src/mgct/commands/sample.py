@@ -16,13 +16,14 @@ from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, MediaError, find_files, read_sound, read_video
 from mgct.errors import UserError
-from mgct.given import GUIDANCE_SCALE, Given, Method
+from mgct.given import Given, Method
 from mgct.layout import start_processes
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
 from mgct.sampling_options import SamplingOptions
 from mgct.saved_models import find_pipeline
+from mgct.two_levels import best_method
 from mgct.types import AVSample, ClipSpec, dequantise
 from mgct.upsampler import UpsamplerUNet, upsample
 
@@ -42,10 +43,12 @@ def sample(
     audio: Path | None = None,
     video: Path | None = None,
     start_s: float = 0.0,
-    method: Method = "replacement",
-    guidance_scale: float = GUIDANCE_SCALE,
+    method: Method | None = None,
+    guidance_scale: float | None = None,
     upsampler: Path | None = None,
     start_timestep: int | None = None,
+    video_coupling: float = 1.0,
+    audio_coupling: float = 1.0,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> None:
     """Generate clips with sound into a folder. What is there already is kept; several processes share the work.
@@ -67,13 +70,19 @@ def sample(
             and again from the first if more clips are wanted; all of them must do, also if fewer are.
         video: generate sound for the picture of this file, or of each of this folder likewise.
         start_s: where in a given file to begin, in seconds.
-        method: how a given modality steers the other: replacement, guided (about three times as slow, follows it more
-            closely), or mm-diffusion (guided as the reference does it, with sampler ddpm).
-        guidance_scale: strength of guided and mm-diffusion.
+        method: how a given modality steers the other: conditional (what a model does that was trained with
+            timesteps.independent), and for any model replacement, guided (about three times as slow, follows it more
+            closely), or mm-diffusion (guided as the reference does it, with sampler ddpm). If not given: conditional
+            where the model can, else replacement.
+        guidance_scale: strength of all but replacement: 1 for conditional if not given (other values take twice the
+            calls), else 8.
         upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged
             before they are written.
         start_timestep: the noisiest level; 700 makes more of a model that was trained for little, 999 is the schedule's
             last; the model's own if not given.
+        video_coupling: how much the picture follows the sound, 1 as trained; 3 makes them agree more often. Takes one
+            more network call a step, and a model that was trained with timesteps.independent.
+        audio_coupling: how much the sound follows the picture, likewise.
         precision: of the network; bf16 and fp16 are faster on a GPU, bf16 on some CPUs too (`mgct doctor` says), and
             differ from fp32 by their rounding.
     """
@@ -90,6 +99,8 @@ def sample(
         batch_size=batch_size,
         progress=state.is_main_process,
         start_timestep=start_timestep,
+        video_coupling=video_coupling,
+        audio_coupling=audio_coupling,
     )
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
     files = _files_of(audio, video)
@@ -166,8 +177,8 @@ def _given(
     sound: bool,
     start_s: float,
     seconds: float | None,
-    method: Method,
-    scale: float,
+    method: Method | None,
+    scale: float | None,
 ) -> Given | None:
     """The sound of the files, or else their picture, as long as the clips to make."""
     if not files:
@@ -179,7 +190,7 @@ def _given(
     clip = replace(pipe.clip, frames=pipe.clip.frames if seconds is None else pipe.frames_of(seconds))
     parts = [_read(file, clip, start_s, sound) for file in files]
     clips = dequantise(AVSample(torch.cat([part.video for part in parts]), torch.cat([part.audio for part in parts])))
-    return Given(clips, method, scale)
+    return Given(clips, method or best_method(pipe.unet), scale)
 
 
 def _read(path: Path, clip: ClipSpec, start_s: float, sound: bool) -> AVSample:

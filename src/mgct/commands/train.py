@@ -31,7 +31,7 @@ from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
 from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.saved_models import find_pipeline
-from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Transfer
+from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Timesteps, Transfer
 from mgct.train_settings import TrainSettings
 from mgct.trainer import Trainer, count_parameters
 from mgct.types import ClipSpec
@@ -48,6 +48,7 @@ def train(
     consistency: Consistency = Consistency(),
     balance: Balance = OwnElements(),
     noise_weight: NoiseWeights = NoiseWeights(),
+    timesteps: Timesteps = Timesteps(),
     monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
@@ -69,6 +70,7 @@ def train(
         consistency: what stage 2 adds.
         balance: how the losses of picture and sound are weighed.
         noise_weight: how much each noise level counts in the multimodal loss.
+        timesteps: how the noise levels of the multimodal loss are drawn.
         monitor: what is watched while it trains.
         init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
         resume: go on from the newest checkpoint in the run folder.
@@ -89,6 +91,10 @@ def train(
         _load_weights(unet, init)
     if consistency.jump.needs_target_time and not unet.config["target_time"]:
         raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
+    if timesteps.independent and not unet.config["audio_time"]:
+        raise UserError(
+            "timesteps.independent: a network is told two noise levels then; it needs --model.audio_time true"
+        )
     watched = monitor.samples_every or monitor.metric_every
     if watched and SAMPLERS[monitor.sampler].jumps and not unet.config["target_time"]:
         raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
@@ -102,7 +108,7 @@ def train(
             MgctWarning,
             stacklevel=2,
         )
-    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight)
+    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight, timesteps)
 
     def loader(step: int) -> Iterable[ClipBatch]:
         return make_loader(
@@ -183,12 +189,12 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
     other = AVPipeline.from_pretrained(find_pipeline(source)).unet
     settings = [key for key in unet.config if not key.startswith("_")]
     different = [key for key in settings if as_json(unet.config[key]) != as_json(other.config[key])]
-    if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time"}:
+    if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time", "audio_time"}:
         named = ", ".join(f"{key} {other.config[key]}, here {unet.config[key]}" for key in sorted(unlike))
         raise UserError(
             f"{source}: its network has other settings ({named}): take the configuration that it was made with"
         )
-    unet.load_state_dict(unet.with_target_time(other.state_dict()))
+    unet.load_state_dict(unet.with_time_inputs(other.state_dict()))
 
 
 def _start_timestep(source: str) -> int | None:
