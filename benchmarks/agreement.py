@@ -46,7 +46,7 @@ class Classes:
     """
 
     def __init__(self, features: Tensor, labels: Tensor, count: int) -> None:
-        self.mean, self.std = features.mean(0), features.std(0)
+        self.mean, self.std = features.mean(0), features.std(0).clamp(min=1e-6)
         self.layer = nn.Linear(features.shape[1], count)
         for parameter in self.layer.parameters():
             nn.init.zeros_(parameter)
@@ -122,7 +122,7 @@ def main() -> None:
     }
     table["real"] = row(real, named)
     print(
-        f"{options.num} clips; of real ones {right[0]:.0%} are named rightly by the picture, {right[1]:.0%} by the sound\n"
+        f"at most {options.num} clips; of real ones {right[0]:.0%} are named rightly by the picture, {right[1]:.0%} by the sound\n"
     )
     print("| | agree | by chance | synchrony | shuffled |\n|---|---|---|---|---|")
     for name, values in table.items():

@@ -188,7 +188,7 @@ def conditional_line(method: str, name: str, calls: int, scale: float, rho: floa
     covariance = 0.25 * torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
 
     def predict(x: Tensor, point: Point) -> Tensor:
-        times = [point.timestep, point.timestep if point.audio_timestep is None else point.audio_timestep]
+        times = point.told or (point.timestep, point.timestep)
         alpha, sigma = (torch.diag(value) for value in SCHEDULE.level(torch.tensor(times, dtype=torch.float64)))
         return x @ (alpha @ covariance @ alpha + sigma @ sigma).inverse() @ sigma
 

@@ -35,7 +35,8 @@ from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
-SHOWN = {1: ("train", "noise_weight"), 2: ("train", "noise_weight", "transfer", "consistency", "balance")}
+SHOWN = {1: ("train", "noise_weight", "timesteps")}
+SHOWN[2] = (*SHOWN[1], "transfer", "consistency", "balance")
 """What a model's card shows of the configuration of its run, by stage."""
 
 
@@ -72,7 +73,7 @@ def of_run(run: Path) -> tuple[Path, dict[str, Any]]:
         "before": said_of(config["init"]) if config["init"] in bundled_models() else "",
         "step": done["step"],
         "stage": done["stage"],
-        "settings": {name: config[name] for name in SHOWN[done["stage"]]},
+        "settings": {name: config[name] for name in SHOWN[done["stage"]] if name in config},
         "cost": cost(clips, clips, sum(every * batch / row["clips_per_s"] for row in rows), {device()}),
     }
 

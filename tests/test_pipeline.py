@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from mgct import AVPipeline, AVSample, ClipSpec, MultimodalUNet
+from mgct.calibrate import calibrate
 from mgct.clip_folder import load_clips, sample_to_folder, save_clips
 from mgct.data.media import read_clip
 from mgct.errors import UserError
@@ -232,8 +233,35 @@ def test_a_network_that_knows_two_levels_is_told_that_the_given_modality_is_clea
         told.audio_to_video(sound, steps=3, video_coupling=2.0, **QUIET)
     with pytest.raises(UserError, match="audio_coupling must be a number"):
         told(steps=3, audio_coupling=math.inf, **QUIET)
-    with pytest.raises(UserError, match="for one modality given the other"):
+    with pytest.raises(UserError, match="for all of one modality given"):
         told.extend(made, 1.0, steps=3, method="conditional", **QUIET)
+    with pytest.raises(UserError, match="for all of one modality given"):
+        told.video_to_audio(made.video[:, :2], steps=3, **QUIET)
+    with pytest.raises(UserError, match="jumps, which was not learned with two noise levels"):
+        told.audio_to_video(sound, sampler="map", steps=2, method="conditional", **QUIET)
+    assert torch.equal(told.audio_to_video(sound, sampler="map", steps=2, **QUIET).audio[0], sound)  # by replacement
+
+
+def test_guidance_by_the_other_modality_keeps_clips_in_range_and_compares_like_with_like(pipe):
+    """x̂0 is clipped after guidance, whose two predictions have the same window shifts; no calibration is used."""
+    told = AVPipeline(MultimodalUNet(**{**pipe.unet.config, "audio_time": True}), CLIP)
+    told.unet.load_state_dict(told.unet.with_time_inputs(pipe.unet.state_dict()))
+    torch.nn.init.normal_(told.unet.other_gate.weight, std=0.5)
+    shifts, shown, bare = [], [], []
+    told.unet.register_forward_pre_hook(
+        lambda _, args, options: shifts.append(tuple(options["window_shift"])), with_kwargs=True
+    )
+    wild = {"steps": 4, "guidance_scale": 50.0, **QUIET}
+    sound = torch.sin(torch.arange(CLIP.audio_samples) / 9)[None]
+    made = told.audio_to_video(sound, on_step=shown.append, **wild)
+    assert shifts[::2] == shifts[1::2]
+    assert len(set(shifts)) > 1
+    assert torch.equal(made.video, shown[-1].clips.video)  # the last level's x̂0, which lies in the range by itself
+    told.audio_to_video(sound, on_step=bare.append, clip_x0=False, **wild)
+    assert not torch.allclose(bare[-1].clips.video, shown[-1].clips.video)
+    options = SamplingOptions(steps=4, audio_coupling=2.0)
+    with pytest.raises(UserError, match="without video_coupling and audio_coupling"):
+        calibrate(told, told(2, steps=2, **QUIET), options)
 
 
 @pytest.mark.parametrize("method", ["replacement", "guided"])

@@ -447,7 +447,7 @@ def test_zero_guidance_is_replacement_and_the_default_guidance_is_about_right():
 
 def separate_noise(x, point, rho=0.8):
     """`correlated_noise` of two numbers at noise levels of their own."""
-    times = [point.timestep, point.timestep if point.audio_timestep is None else point.audio_timestep]
+    times = point.told or (point.timestep, point.timestep)
     alpha, sigma = (torch.diag(value) for value in SCHEDULE.level(torch.tensor(times, dtype=torch.float64)))
     covariance = 0.25 * torch.tensor([[1, rho], [rho, 1]], dtype=x.dtype)
     return x @ (alpha @ covariance @ alpha + sigma @ sigma).inverse() @ sigma

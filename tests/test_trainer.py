@@ -411,6 +411,10 @@ def test_the_newest_checkpoint_is_resumed_and_without_one_a_run_begins(tmp_path)
     for step in (3, 4):
         write_checkpoint(tmp_path, step, {}, {"seed": 0, "config": {**SAME, "data": "elsewhere"}}, keep=2)
     assert checkpoint_to_resume(tmp_path, True, SAME, 0, 4).state["step"] == 4
+    later = [{**SAME, "model": {**SAME["model"], "later": value}} for value in (False, True)]
+    assert checkpoint_to_resume(tmp_path, True, later[0], 0, 4).state["step"] == 4  # a setting that did not exist yet
+    with pytest.raises(UserError, match=r"other settings \(model\.later\)"):
+        checkpoint_to_resume(tmp_path, True, later[1], 0, 4)
 
 
 def test_a_damaged_row_of_the_log_is_named_and_an_unfinished_one_left_out(tmp_path):

@@ -69,6 +69,8 @@ def check_can_calibrate(options: SamplingOptions) -> None:
         raise UserError("a calibration is for the samplers named here, not for a scheduler of diffusers")
     if samplers.SAMPLERS[options.sampler].samples:
         raise UserError(f"sampler {options.sampler!r} predicts ends of paths, not means, which alone can be calibrated")
+    if options.coupled:
+        raise UserError("a calibration is of sampling without video_coupling and audio_coupling")
 
 
 class _Rows:

@@ -112,7 +112,9 @@ def checkpoint_to_resume(
             raise UserError(f"{run} is a run of `mgct {command}`; resume it with that")
         for part in ("model", "clip"):
             names = sorted(config[part].keys() | before[part].keys())
-            if changed := [f"{part}.{key}" for key in names if config[part].get(key) != before[part].get(key)]:
+            # a setting that came later is off in older runs
+            now, then = ([values[part].get(key) or None for key in names] for values in (config, before))
+            if changed := [f"{part}.{key}" for key, a, b in zip(names, now, then, strict=True) if a != b]:
                 named = ", ".join(changed)
                 raise UserError(f"{run} was trained with other settings ({named}); see {run / 'config.yaml'}")
         if (trained := checkpoint.state["seed"]) != seed:

@@ -89,7 +89,7 @@ def _children(block: Module) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def reference_names(unet: MultimodalUNet) -> dict[str, str]:
-    """Our key → MM-Diffusion's key, for every entry of the network's state_dict but its second time input's."""
+    """Our key → MM-Diffusion's key, for every entry of the network's state_dict but its further time inputs'."""
     prefixes = dict(TOP_NAMES)
     for ours, theirs, offset in (("encoder", "input_blocks", 1), ("decoder", "output_blocks", 0)):
         for index, block in enumerate(getattr(unet, ours)):
@@ -103,7 +103,7 @@ def reference_names(unet: MultimodalUNet) -> dict[str, str]:
         prefixes.update({f"{ours}.{name}": f"middle_blocks.{place}.{theirs}" for name, theirs in names.items()})
     keys = {}
     for key in unet.state_dict():
-        if key.startswith("target_"):
+        if key.startswith(unet.time_inputs):
             continue
         prefix, _, leaf = key.rpartition(".")
         keys[key] = f"{prefixes[prefix]}.{leaf}"
@@ -147,7 +147,7 @@ def mm_diffusion_flags(unet: MultimodalUNet) -> dict[str, str]:
 
 
 def to_mm_diffusion(unet: MultimodalUNet) -> dict[str, Tensor]:
-    """The network's weights under MM-Diffusion's names and shapes; a second time input is left out.
+    """The network's weights under MM-Diffusion's names and shapes; further time inputs are left out.
 
     Whether its code can use them is what `mm_diffusion_flags` says.
     """

@@ -15,9 +15,9 @@ from mgct.predictors import Known
 from mgct.types import AVSample, pack
 
 Method = Literal["conditional", "replacement", "guided", "mm-diffusion"]
-GUIDANCE_SCALE = {"conditional": 1.0, "replacement": 1.0, "guided": 8.0, "mm-diffusion": 8.0}
+GUIDANCE_SCALE = {"conditional": 1.0, "replacement": 8.0, "guided": 8.0, "mm-diffusion": 8.0}
 """The usual strength: of ``conditional`` the network's own conditional mean; that of ``guided`` gives, on correlated
-Gaussians, nearly the true conditional mean and spread."""
+Gaussians, nearly the true conditional mean and spread. ``replacement`` has none: the number is what folders record."""
 
 
 LARGEST = 2.0
@@ -47,6 +47,11 @@ class Given:
             raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
         if not math.isfinite(self.scale):
             raise UserError(f"guidance_scale must be a number, got {self.guidance_scale}")
+
+    @property
+    def one_modality(self) -> bool:
+        """Whether nothing is given of the other."""
+        return not (self.start.video.shape[1] and self.start.audio.shape[2])
 
     @property
     def scale(self) -> float:

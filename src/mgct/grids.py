@@ -20,15 +20,14 @@ class Point(NamedTuple):
     """One noise level of a grid: the real timestep that the network is told, α and σ.
 
     ``goal``: the timestep that the prediction there is meant to jump to (`mgct.losses.FlowMap`); None: the denoiser's.
-    ``audio_timestep``: what the network is told of the audio, where it is at another level than the video; None: the
-    same.
+    ``told``: the timesteps of video and audio that the network is told, where they are not both this one.
     """
 
     timestep: float
     alpha: float
     sigma: float
     goal: float | None = None
-    audio_timestep: float | None = None
+    told: tuple[float, float] | None = None
 
     @property
     def log_snr(self) -> float:

@@ -197,10 +197,12 @@ class AVPipeline(DiffusionPipeline):
             UserError: audio of a wrong shape or length, and as in `__call__`.
         """
         audio = as_clips(audio, 3, "audio", "(1, L) or (N, 1, L)")
-        empty = torch.zeros(len(audio), 0, *self.clip.video_shape[1:])
-        given = Given(AVSample(video=empty, audio=audio), method or two_levels.best_method(self.unet), guidance_scale)
+        empty, chosen = torch.zeros(len(audio), 0, *self.clip.video_shape[1:]), SamplingOptions(**options)
+        given = Given(
+            AVSample(video=empty, audio=audio), method or two_levels.best_method(self.unet, chosen), guidance_scale
+        )
         indices = _clip_indices(len(audio) if num_clips is None else num_clips, indices)
-        return _gather(self.stream(indices, SamplingOptions(**options), given=given))
+        return _gather(self.stream(indices, chosen, given=given))
 
     def video_to_audio(
         self,
@@ -231,10 +233,10 @@ class AVPipeline(DiffusionPipeline):
             UserError: video of a wrong shape, and as in `__call__`.
         """
         video = as_clips(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
-        start = AVSample(video=video, audio=torch.zeros(len(video), 1, 0))
-        given = Given(start, method or two_levels.best_method(self.unet), guidance_scale)
+        start, chosen = AVSample(video=video, audio=torch.zeros(len(video), 1, 0)), SamplingOptions(**options)
+        given = Given(start, method or two_levels.best_method(self.unet, chosen), guidance_scale)
         indices = _clip_indices(len(video) if num_clips is None else num_clips, indices)
-        return _gather(self.stream(indices, SamplingOptions(**options), given=given))
+        return _gather(self.stream(indices, chosen, given=given))
 
     def extend(
         self,
@@ -259,7 +261,7 @@ class AVPipeline(DiffusionPipeline):
                 [-1, 1], N = 1 or num_clips.
             seconds: total duration wanted, the given start included.
             num_clips: how many continuations; None: N.
-            method: how the start steers the rest, as in `audio_to_video`.
+            method: how the start steers the rest: ``replacement`` or ``guided``, as in `audio_to_video`.
             guidance_scale: strength of ``guided``; None: 8.
             options: see `SamplingOptions`.
 
@@ -330,7 +332,7 @@ class AVPipeline(DiffusionPipeline):
             given.check(shapes, len(indices))
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
-        two_levels.check(self.unet, options, given)
+        two_levels.check(self.unet, options, given, shapes)
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
@@ -338,7 +340,7 @@ class AVPipeline(DiffusionPipeline):
         if isinstance(options.sampler, str):
             self.check_sampler(options)
             samplers.warn_if_not_recommended(self.config.recommended, options.sampler, options.calls)
-            self._warn_if_not_calibrated(options)
+            self._warn_if_not_calibrated(options, given)
         return self._batches(network, shapes, indices, options, given)
 
     # ------------------------------------------------------------------------------------------ the common path
@@ -390,7 +392,7 @@ class AVPipeline(DiffusionPipeline):
         if broken := [str(clip) for clip, good in zip(batch, finite, strict=True) if not good]:
             raise UserError(
                 f"clips {', '.join(broken)} are not finite numbers: the model's weights are damaged, {self.unet.dtype} "
-                "is too narrow for it, or guidance_scale is too large"
+                "is too narrow for it, or a guidance_scale or coupling is too large"
             )
 
     def integrate(
@@ -424,12 +426,14 @@ class AVPipeline(DiffusionPipeline):
             sound = torch.arange(length, device=x.device) >= math.prod(shapes.video)
             scales = AVSample(video=options.video_coupling, audio=options.audio_coupling)
             predict = predictors.coupled(predict, start, sound, pure, scales)
+        known = given.known(positions, shapes, start) if given is not None else None
+        if given is not None and known is not None and given.method == "conditional":
+            heard = given.start.audio.shape[2] > 0
+            predict = predictors.conditioned(predict, known, heard, (clean, pure), given.scale)
         if (gains := self.gains(options, given)) is not None:
             predict = calibrated(predict, gains, shapes)
         if clip_x0:
             predict = predictors.clipped(predict)
-        known = given.known(positions, shapes, x) if given is not None else None
-        see = self._observer(batch, shapes, options, known)
         if self.coarse_start is not None:
             clips = unpack(x, shapes)
             level = schedule.level(torch.tensor([schedule.num_timesteps - 1.0], device=schedule.device))
@@ -437,15 +441,13 @@ class AVPipeline(DiffusionPipeline):
         if given is not None and known is not None:
             if given.method == "mm-diffusion":
                 grid = grids.integer_grid(schedule, options.calls)
-                return samplers.guided_ddpm(predictors.watched(predict, see), x, grid, step_noise, known, given.scale)
-            if given.method == "conditional":
-                heard = given.start.audio.shape[2] > 0
-                predict = predictors.conditioned(predict, known, heard, (clean, pure), given.scale)
-            elif given.method == "guided":
+                predict = self._watched(predict, batch, shapes, options, known)
+                return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.scale)
+            if given.method == "guided":
                 predict = predictors.guided(predict, known, given.scale)
-            else:
+            elif given.method == "replacement":
                 predict = predictors.replaced(predict, known)
-        predict = predictors.watched(predict, see)
+        predict = self._watched(predict, batch, shapes, options, known)
         if named:
             sampler, steps = samplers.get_sampler(options.sampler, options.steps)
             x = sampler.run(predict, x, schedule, steps, step_noise)
@@ -456,18 +458,19 @@ class AVPipeline(DiffusionPipeline):
         return x if known is None else known.impose(x, grids.CLEAN)
 
     @staticmethod
-    def _observer(
-        batch: list[int], shapes: AVSample, options: SamplingOptions, known: predictors.Known | None
-    ) -> Callable[[Tensor], None]:
-        """Tells ``on_step`` of packed x̂0 (B, D), with what is known in its place."""
+    def _watched(
+        predict: Predict, batch: list[int], shapes: AVSample, options: SamplingOptions, known: predictors.Known | None
+    ) -> Predict:
+        """The predictor, which tells ``on_step`` of its x̂0, with what is known in its place."""
+        if (on_step := options.on_step) is None:
+            return predict
         made = itertools.count(1)
 
         def see(x0: Tensor) -> None:
-            if options.on_step is not None:
-                x0 = x0 if known is None else known.impose(x0, grids.CLEAN)
-                options.on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
+            x0 = x0 if known is None else known.impose(x0, grids.CLEAN)
+            on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
 
-        return see
+        return predictors.watched(predict, see)
 
     def schedule_of(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""
@@ -490,10 +493,10 @@ class AVPipeline(DiffusionPipeline):
         fits = own is not None and isinstance(options.sampler, str) and options.calls <= own
         return own if fits else last
 
-    def _warn_if_not_calibrated(self, options: SamplingOptions) -> None:
+    def _warn_if_not_calibrated(self, options: SamplingOptions, given: Given | None) -> None:
         """Say that a model which is calibrated for other ways of sampling is not for this one."""
         can_be = isinstance(options.sampler, str) and not samplers.SAMPLERS[options.sampler].samples
-        if self.calibration is not None and can_be and self.gains(options) is None:
+        if self.calibration is not None and can_be and self.gains(options, given) is None:
             warnings.warn(
                 f"this model is calibrated for {self.calibration.said()}; as asked, it goes without. "
                 "`mgct calibrate` adds to it",
@@ -504,10 +507,11 @@ class AVPipeline(DiffusionPipeline):
     def gains(self, options: SamplingOptions, given: Given | None = None) -> PathGains | None:
         """What x̂0 is corrected by at each call, if the model was calibrated for this way of sampling.
 
-        Corrected values are clipped, so there are none for ``clip_x0=False``; and guidance by what is given follows
-        the gradient of what the network itself predicts.
+        Corrected values are clipped, so there are none for ``clip_x0=False``. Guidance by what is given follows the
+        gradient of what the network itself predicts, and the other ways but ``replacement``, and a coupling, predict
+        with another power than was measured.
         """
-        guided = given is not None and given.method != "replacement"
+        guided = options.coupled or (given is not None and given.method != "replacement")
         if self.calibration is None or guided or not isinstance(options.sampler, str) or options.clip_x0 is False:
             return None
         return self.calibration.find(options.sampler, options.calls, self.start_timestep(options))
@@ -547,11 +551,11 @@ class AVPipeline(DiffusionPipeline):
             nonlocal place
             shift = options.window_shift
             if shift is None:
-                latest = max(point.timestep, point.audio_timestep or 0.0)
-                seed = derive_seed(options.seed, "window shift", round(latest * 1000))
+                seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
                 shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
-            timestep = torch.full((len(clips.video),), point.timestep, device=device)
-            further = {"target_timestep": point.goal, "audio_timestep": point.audio_timestep}
+            video_t, audio_t = point.told or (point.timestep, None)
+            timestep = torch.full((len(clips.video),), video_t, device=device)
+            further = {"target_timestep": point.goal, "audio_timestep": audio_t}
             times = {name: torch.full_like(timestep, time) for name, time in further.items() if time is not None}
             predict, noisy = predictor(*times), clips.to(dtype)
             if device.type != "cuda" or torch.is_grad_enabled():
@@ -561,8 +565,9 @@ class AVPipeline(DiffusionPipeline):
                 graphed.clear()
                 place = here
             shifts = send(torch.tensor(list(self.unet.window_shifts(shift, clips.video.shape[1]))), device)
-            graph = graphed.setdefault(tuple(times), Graphed(predict))
-            out = graph(noisy.video, noisy.audio, timestep, shifts, *times.values())
+            if tuple(times) not in graphed:
+                graphed[tuple(times)] = Graphed(predict)
+            out = graphed[tuple(times)](noisy.video, noisy.audio, timestep, shifts, *times.values())
             return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
 
         return call

@@ -70,8 +70,8 @@ def conditioned(predict: Predict, known: Known, sound: bool, ends: tuple[Point, 
 
     For a network that was trained on modalities at different levels (`MultimodalUNet` with ``audio_time``), which then
     predicts the other's conditional mean: no method stands between. With a ``scale`` s other than 1, classifier-free
-    guidance (Ho & Salimans 2022): ε̂ ← ε̂_∅ + s (ε̂ - ε̂_∅), ε̂_∅ that of a call with pure noise in place of what is
-    known; twice the cost.
+    guidance (Ho & Salimans 2022): ε̂ ← ε̂_∅ + s (ε̂ - ε̂_∅), ε̂_∅ that of a call with what is known at the noisiest level,
+    next to pure noise; twice the cost.
 
     Args:
         predict: the network.
@@ -84,7 +84,7 @@ def conditioned(predict: Predict, known: Known, sound: bool, ends: tuple[Point, 
 
     def seen(x: Tensor, point: Point, other: Point) -> Tensor:
         times = (point.timestep, other.timestep) if sound else (other.timestep, point.timestep)
-        return predict(known.impose(x, other), point._replace(timestep=times[0], audio_timestep=times[1]))
+        return predict(known.impose(x, other), point._replace(told=times))
 
     def wrapped(x: Tensor, point: Point) -> Tensor:
         noise = seen(x, point, clean)
@@ -116,8 +116,7 @@ def coupled(predict: Predict, noise: Tensor, sound: Tensor, pure: Point, scales:
             (sound, scales.audio, (pure.timestep, point.timestep)),
         ):
             if scale != 1:
-                at = point._replace(timestep=times[0], audio_timestep=times[1])
-                alone = predict(torch.where(own, x, noise), at)
+                alone = predict(torch.where(own, x, noise), point._replace(told=times))
                 both = torch.where(own, torch.lerp(alone, both, scale), both)
         return both
 

@@ -17,13 +17,14 @@ SCHEDULER_STEPS = 20
 
 @dataclass(frozen=True)
 class Step:
-    """A network call that was made while sampling.
+    """A noise level at which the network was called while sampling.
 
     Args:
         indices: the clips of the batch.
         call: its number within the batch, from 1.
-        calls: calls in all for the batch; in windows, each counts once however many windows it has.
-        clips: the network's idea of the clean clips, x̂0 = (x - σ ε̂) / α clipped to [-1, 1], on its device.
+        calls: levels in all for the batch; each counts once, however many windows or calls of guidance it takes.
+        clips: the idea of the clean clips there, x̂0 = (x - σ ε̂) / α clipped to [-1, 1], on the network's device:
+            calibrated and guided as asked, with what is given in its place.
     """
 
     indices: list[int]
@@ -45,7 +46,7 @@ class SamplingOptions:
         clip_x0: whether x̂0 is clipped to [-1, 1]; None: as the sampler has it.
         window_shift: fixed shifts of the attention windows instead of drawn ones (see `MultimodalUNet`).
         progress: show a progress bar.
-        on_step: called after every network call; an exception that it raises ends the sampling.
+        on_step: called after every noise level's network calls; an exception that it raises ends the sampling.
         variation_of: numbers i, j, … of clips. Clip k is then a variation of clip i (of its j-th variation, …): its
             noise, at the start and at each step, is that clip's, mixed with some of its own.
         variation: how much of its own, s in (0, 1]: x = √(1 - s²) x_other + s x_own.

@@ -11,7 +11,9 @@ from typing import Any
 
 from mgct.errors import UserError
 from mgct.given import Given, Method
+from mgct.samplers import SAMPLERS
 from mgct.sampling_options import SamplingOptions
+from mgct.types import AVSample
 
 _NEEDED = (
     "a network trained on modalities at noise levels of their own (model.audio_time, timesteps.independent), and this "
@@ -19,23 +21,35 @@ _NEEDED = (
 )
 
 
-def best_method(unet: Any) -> Method:
+def best_method(unet: Any, options: SamplingOptions) -> Method:
     """How this network best generates one modality for the other."""
-    return "conditional" if unet.config["audio_time"] else "replacement"
+    return "conditional" if _knows(unet) and not _jumps(options) else "replacement"
 
 
-def check(unet: Any, options: SamplingOptions, given: Given | None) -> None:
-    """Refuse what the network was not trained for, and what the method ``conditional`` and a coupling cannot do."""
-    conditional = given is not None and given.method == "conditional"
-    both = given is None or given.start.video.shape[1] > 0 < given.start.audio.shape[2]
-    if conditional and not unet.config["audio_time"]:
-        raise UserError(f"method 'conditional' needs {_NEEDED}: choose 'replacement' or 'guided'")
-    if conditional and both:
-        raise UserError("method 'conditional' is for one modality given the other; to continue both: 'replacement'")
-    if options.coupled and not unet.config["audio_time"]:
-        raise UserError(f"video_coupling and audio_coupling need {_NEEDED}")
-    if options.coupled and not both:
+def check(unet: Any, options: SamplingOptions, given: Given | None, shapes: AVSample) -> None:
+    """Refuse what the network was not trained for, and what the method ``conditional`` and a coupling cannot do.
+
+    ``shapes`` are those of one clip that is made.
+    """
+    if given is not None and given.method == "conditional":
+        if not _knows(unet):
+            raise UserError(f"method 'conditional' needs {_NEEDED}: choose 'replacement' or 'guided'")
+        sizes = given.start.video.shape[1], given.start.audio.shape[2]
+        if sizes not in ((shapes.video[0], 0), (0, shapes.audio[1])):
+            raise UserError(
+                "method 'conditional' is for all of one modality given; with parts of a clip: 'replacement'"
+            )
+    elif options.coupled:
+        if not _knows(unet):
+            raise UserError(f"video_coupling and audio_coupling need {_NEEDED}")
+    else:
+        return
+    if options.coupled and given is not None and given.one_modality:
         raise UserError("a coupling is for generating both modalities; with one given: guidance_scale")
+    if _jumps(options):
+        raise UserError(
+            f"sampler {options.sampler!r} jumps, which was not learned with two noise levels; choose another"
+        )
 
 
 def calls_a_step(options: SamplingOptions, given: Given | None) -> int:
@@ -43,3 +57,11 @@ def calls_a_step(options: SamplingOptions, given: Given | None) -> int:
     if given is not None and given.method == "conditional":
         return 1 if given.scale == 1 else 2
     return 1 + (options.video_coupling != 1) + (options.audio_coupling != 1)
+
+
+def _knows(unet: Any) -> bool:
+    return bool(unet.config.get("audio_time"))
+
+
+def _jumps(options: SamplingOptions) -> bool:
+    return isinstance(options.sampler, str) and options.sampler in SAMPLERS and SAMPLERS[options.sampler].jumps

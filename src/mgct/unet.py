@@ -19,9 +19,6 @@ from mgct.recompute import made_again, offer
 from mgct.types import AVSample
 from mgct.whole_files import LoadedWhole
 
-_TIME_INPUTS = ("target_", "other_")
-"""How the parameters of time inputs beyond the first begin."""
-
 
 class UNetBlock(nn.Module):
     """One entry of the encoder or decoder: a residual block, then maybe cross-attention, then maybe an up block."""
@@ -94,6 +91,8 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ("UNetBlock",)
+    time_inputs = ("target_", "other_")
+    """How the parameters of time inputs beyond the first begin."""
 
     @register_to_config
     def __init__(
@@ -337,8 +336,8 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         A freshly made network's are zero, and any has no effect where its time equals the first: as a denoiser of both
         modalities at one noise level the result is exactly the network that the weights are of.
         """
-        own = {name: value for name, value in self.state_dict().items() if name.startswith(_TIME_INPUTS)}
-        others = (name for name in weights if name.startswith(_TIME_INPUTS) and name not in own)
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(self.time_inputs)}
+        others = (name for name in weights if name.startswith(self.time_inputs) and name not in own)
         return {**own, **{name: weights[name] for name in weights.keys() - set(others)}}
 
     def window_shifts(self, window_shift: int | Sequence[int] | Tensor | None, num_frames: int) -> Any:

@@ -104,6 +104,7 @@ def sample(
     )
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
     files = _files_of(audio, video)
+    method = method or best_method(pipe.unet, options)
     given = _given(pipe, files, audio is not None, start_s, seconds, method, guidance_scale)
     if num is None:
         num = len(files) if any(path is not None and path.is_dir() for path in (audio, video)) else 8
@@ -177,7 +178,7 @@ def _given(
     sound: bool,
     start_s: float,
     seconds: float | None,
-    method: Method | None,
+    method: Method,
     scale: float | None,
 ) -> Given | None:
     """The sound of the files, or else their picture, as long as the clips to make."""
@@ -190,7 +191,7 @@ def _given(
     clip = replace(pipe.clip, frames=pipe.clip.frames if seconds is None else pipe.frames_of(seconds))
     parts = [_read(file, clip, start_s, sound) for file in files]
     clips = dequantise(AVSample(torch.cat([part.video for part in parts]), torch.cat([part.audio for part in parts])))
-    return Given(clips, method or best_method(pipe.unet), scale)
+    return Given(clips, method, scale)
 
 
 def _read(path: Path, clip: ClipSpec, start_s: float, sound: bool) -> AVSample:

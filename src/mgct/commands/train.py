@@ -95,6 +95,13 @@ def train(
         raise UserError(
             "timesteps.independent: a network is told two noise levels then; it needs --model.audio_time true"
         )
+    if unet.config["audio_time"] and not timesteps.independent:
+        warnings.warn(
+            "model.audio_time without timesteps.independent: the network does not learn, or forgets, what to make of "
+            "two noise levels, by which it will generate one modality for the other; give --timesteps.independent 0.5",
+            MgctWarning,
+            stacklevel=2,
+        )
     watched = monitor.samples_every or monitor.metric_every
     if watched and SAMPLERS[monitor.sampler].jumps and not unet.config["target_time"]:
         raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
