@@ -31,10 +31,10 @@ def saved(unet, folder):
 def test_onnx_is_the_same_function(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    unet = randomised(**ONE_LEVEL, target_time=True).eval()
+    unet = randomised(**ONE_LEVEL, target_time=True, audio_time=True).eval()
     status, out, err = run(capsys, "export", saved(unet, tmp_path / "model"), tmp_path / "sub" / "net.onnx")
     assert status == 0, err
-    assert "inputs video, audio, timestep, window_shift, target_timestep" in out
+    assert "inputs video, audio, timestep, window_shift, target_timestep, audio_timestep" in out
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["net.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "sub" / "net.onnx", providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["mgct"])
@@ -46,8 +46,8 @@ def test_onnx_is_the_same_function(tmp_path, capsys):
         timestep = torch.linspace(3, 990, batch)
         shifts = torch.full((unet.num_shifted_blocks,), shift)
         with torch.no_grad():
-            want = unet(video, audio, timestep, shifts, timestep * goal)
-        values = (video, audio, timestep, shifts, timestep * goal)
+            want = unet(video, audio, timestep, shifts, timestep * goal, timestep.flip(0))
+        values = (video, audio, timestep, shifts, timestep * goal, timestep.flip(0))
         got = session.run(None, {name: value.numpy() for name, value in zip(onnx_inputs(unet), values, strict=True)})
         for ours, theirs in zip((want.video, want.audio), got, strict=True):
             assert ours.std() > 0.01

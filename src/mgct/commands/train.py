@@ -181,6 +181,9 @@ def train(
         with explain_memory("train.micro_batch_size", clips):
             trainer.fit()
     say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.state.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 def _silent(*_: Any, **__: Any) -> None:
