@@ -102,6 +102,9 @@ def train_upsampler(
         trainer.fit()
     if main:
         print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.state.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 def find_upsampler(folder: Path) -> Path:
