@@ -35,6 +35,14 @@ def start_processes() -> PartialState:
     return PartialState(cpu=several and not torch.accelerator.is_available())
 
 
+def leave_processes() -> None:
+    """End the group of the processes, if there are several, once all are here: its threads may not outlive Python."""
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
 def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` for the processes that accelerate or torchrun started, or for this one.
 

@@ -251,9 +251,8 @@ class Trainer:
         values = {name: (value.detach().sum(), counts[len(value)]) for name, value in named.items()}
         if self.watch.noise_bands and result.timesteps is not None:
             for modality, timestep in result.timesteps.items():
-                parts = {name: result.logs[name] for name in (f"loss_mm_{modality}",)}
-                total = self.objective.schedule.num_timesteps
-                values.update(band_means(timestep, parts, self.watch.noise_bands, total))
+                name, total = f"loss_mm_{modality}", self.objective.schedule.num_timesteps
+                values.update(band_means(timestep, {name: result.logs[name]}, self.watch.noise_bands, total))
         return values
 
     def _gradients_by_part(self, batch: ClipBatch, shift: Any) -> dict[str, tuple[Tensor, Tensor]]:

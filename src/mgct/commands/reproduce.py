@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import yaml
 
 from mgct.errors import UserError
-from mgct.layout import start_processes
+from mgct.layout import leave_processes, start_processes
 from mgct.reproduce.paper import FigureName, PaperData, TableName, parse_extra
 from mgct.reproduce.run import reproduce_figure, reproduce_table, sample_table
 from mgct.reproduce.study import Settings, Study
@@ -107,8 +107,7 @@ def reproduce(
         sample_table(
             study, table, data, calls=calls, extra=extra, rank=state.process_index, world_size=state.num_processes
         )
-        state.wait_for_everyone()
-        state.destroy_process_group()  # its threads may not outlive the interpreter
+        leave_processes()
     if not main:
         return
 

@@ -17,7 +17,7 @@ from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, MediaError, find_files, read_sound, read_video
 from mgct.errors import UserError
 from mgct.given import Given, Method
-from mgct.layout import start_processes
+from mgct.layout import leave_processes, start_processes
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
 from mgct.samplers import DEFAULT
@@ -128,8 +128,7 @@ def sample(
         rate = written / max(max(part.seconds for part in reports), 1e-9)
         by = f" by {len(reports)} processes" if len(reports) > 1 else ""
         print(f"{out}: {written} clips made{by} at {rate:.2f} clips/s" + (f", {found} were there" if found else ""))
-    if state.num_processes > 1:
-        state.destroy_process_group()  # its threads may not outlive the interpreter
+    leave_processes()
 
 
 @dataclass(frozen=True)

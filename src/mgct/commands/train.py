@@ -23,7 +23,7 @@ from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import MgctWarning, UserError, explain_memory
 from mgct.files import replace_folder, restore_folders
-from mgct.layout import make_accelerator
+from mgct.layout import leave_processes, make_accelerator
 from mgct.losses import NoiseWeights, UnitWeight
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
@@ -181,9 +181,7 @@ def train(
         with explain_memory("train.micro_batch_size", clips):
             trainer.fit()
     say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
-    if accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()
-        accelerator.state.destroy_process_group()  # its threads may not outlive the interpreter
+    leave_processes()
 
 
 def _silent(*_: Any, **__: Any) -> None:

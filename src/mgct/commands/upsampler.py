@@ -20,7 +20,7 @@ from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
 from mgct.files import restore_folders
-from mgct.layout import Precision, make_accelerator
+from mgct.layout import Precision, leave_processes, make_accelerator
 from mgct.noise import NoiseSchedule
 from mgct.types import ClipSpec
 from mgct.upsampler import UpsamplerUNet
@@ -102,9 +102,7 @@ def train_upsampler(
         trainer.fit()
     if main:
         print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
-    if accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()
-        accelerator.state.destroy_process_group()  # its threads may not outlive the interpreter
+    leave_processes()
 
 
 def find_upsampler(folder: Path) -> Path:
