@@ -28,10 +28,11 @@ def saved(unet, folder):
 
 
 @pytest.mark.slow
-def test_onnx_is_the_same_function(tmp_path, capsys):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_onnx_is_the_same_function(tmp_path, capsys, prediction_type):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    unet = randomised(**ONE_LEVEL, target_time=True, audio_time=True).eval()
+    unet = randomised(**ONE_LEVEL, target_time=True, audio_time=True, prediction_type=prediction_type).eval()
     status, out, err = run(capsys, "export", saved(unet, tmp_path / "model"), tmp_path / "sub" / "net.onnx")
     assert status == 0, err
     assert "inputs video, audio, timestep, window_shift, target_timestep, audio_timestep" in out

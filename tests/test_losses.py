@@ -17,11 +17,12 @@ from mgct.losses import (
     PseudoHuber,
     SquaredError,
     UnitWeight,
+    VelocityWeight,
     consistency_loss,
     multimodal_loss,
     per_clip_mean,
 )
-from mgct.noise import NoiseLevel, NoiseSchedule
+from mgct.noise import NoiseLevel, NoiseSchedule, add_noise
 from mgct.stages import (
     MGCT,
     Consistency,
@@ -39,6 +40,7 @@ from mgct.stages import (
     average_into,
 )
 from mgct.types import AVSample
+from mgct.unet import MultimodalUNet
 from tests.test_unet import randomised
 
 SCHEDULE = NoiseSchedule()
@@ -275,6 +277,30 @@ def test_min_snr_weighs_the_multimodal_loss_alone(stage):
     assert all(torch.equal(ours.logs[name], value) for name, value in of_even.logs.items())
     with pytest.raises(UserError, match="gamma must be positive"):
         MinSNR(0.0)
+
+
+def test_velocity_weight_makes_the_loss_that_of_the_velocity():
+    """(ε̂ - ε)²/α² = (v̂ - v)², at any level, the noisiest too."""
+    timestep = torch.tensor([0, 400, 850, 999])
+    level = SCHEDULE.level(timestep)
+    batch = clips(4)
+    noise = noise_like(batch)
+    unet = randomised(prediction_type="v_prediction").eval()
+    weights = NoiseWeights(video=VelocityWeight(), audio=VelocityWeight())(
+        AVSample(video=timestep, audio=timestep), SCHEDULE
+    )
+    found = multimodal_loss(unet, batch, noise, timestep, SCHEDULE, 0)
+    heads = MultimodalUNet.from_config(unet.config, prediction_type="epsilon").eval()
+    heads.load_state_dict(unet.state_dict())
+    noisy = batch.map(lambda x, eps: add_noise(x, eps, level), noise)
+    with torch.no_grad():
+        velocity = heads(noisy.video, noisy.audio, timestep, 0)
+    for name in ("video", "audio"):
+        x0, eps, v = (getattr(part, name).double() for part in (batch, noise, velocity))
+        alpha, sigma = (rate.reshape(-1, *[1] * (x0.dim() - 1)) for rate in level)
+        error = per_clip_mean((v - (alpha * eps - sigma * x0)).square()).float()
+        ours = found.logs[f"loss_mm_{name}"] * getattr(weights, name)
+        torch.testing.assert_close(ours, error, rtol=1e-3, atol=0)
 
 
 def test_independent_levels_are_each_modality_s_own_and_the_network_is_told_both():

@@ -11,6 +11,7 @@ from mgct.noise import (
     consistency_coefficients,
     consistency_function,
     ddim_step,
+    noise_from_velocity,
     noise_from_x0,
     x0_from_noise,
 )
@@ -58,6 +59,16 @@ def test_noise_and_x0_round_trip():
     noisy = add_noise(x0, noise, level)
     torch.testing.assert_close(x0_from_noise(noisy, noise, level), x0, rtol=0, atol=1e-11)
     torch.testing.assert_close(noise_from_x0(noisy, x0, level), noise, rtol=0, atol=1e-11)
+
+
+def test_velocity_gives_the_noise_and_the_clip():
+    """v = α ε - σ x0 together with x_t is both."""
+    x0, noise = pair()
+    level = SCHEDULE.level(TIMESTEPS)
+    alpha, sigma = (rate.reshape(-1, 1, 1) for rate in level)
+    x_t, velocity = add_noise(x0, noise, level), alpha * noise - sigma * x0
+    torch.testing.assert_close(noise_from_velocity(x_t, velocity, level), noise)
+    torch.testing.assert_close(alpha * x_t - sigma * velocity, x0)
 
 
 def test_ddim_step_with_the_true_noise_lands_on_the_same_path():

@@ -659,6 +659,14 @@ def test_a_pipeline_samples_by_the_schedule_it_was_trained_with(tmp_path):
     assert torch.equal(loaded.alpha_bar, NoiseSchedule(500, 2e-4, 0.03).alpha_bar)
 
 
+def test_a_network_of_velocities_is_of_the_default_schedule():
+    """It works out the noise itself, by the levels that networks are trained at."""
+    unet = tiny_unet(prediction_type="v_prediction")
+    assert torch.isfinite(AVPipeline(unet, CLIP)(1, steps=2).video).all()
+    with pytest.raises(UserError, match="is of the default noise schedule"):
+        AVPipeline(unet, CLIP, num_timesteps=500)
+
+
 def test_a_start_beyond_the_range_is_cut(pipe):
     start = AVSample(video=torch.full((1, *CLIP.video_shape), 1.4), audio=torch.full((1, *CLIP.audio_shape), 1.4))
     made = pipe.extend(start, 1.0, steps=2, **QUIET)

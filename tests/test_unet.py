@@ -3,6 +3,7 @@
 import copy
 import json
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from mgct import MultimodalUNet, convolutions, gpu, resampling
 from mgct.attention import windowed_attention
 from mgct.convert import to_mm_diffusion
 from mgct.errors import UserError
+from mgct.noise import NoiseSchedule, noise_from_velocity
 from mgct.norms import GroupNorm
+from mgct.types import AVSample
+from mgct.unet import PredictionType
 
+SCHEDULE = NoiseSchedule()
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "dropout": 0.0}
 TINY = {
     "model_channels": 16,
@@ -89,6 +94,29 @@ def test_equals_the_reference_at_uneven_lengths(small, fixtures, length):
         check(small, tensors, f"L{length}.{call}", video, audio, 0)
     shift = [min(1, high) for high in small.max_window_shifts(8)]
     check(small, tensors, f"L{length}.shift1.call0", video, audio, shift)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_velocity_is_returned_as_the_noise_that_it_stands_for(small, fixtures, dtype):
+    """Each modality at its own level, and from the clips as they are, whatever precision the weights have."""
+    tensors = load_file(fixtures / "unet_small.safetensors")
+    plain, ours = (
+        MultimodalUNet.from_config(small.config, audio_time=True, prediction_type=prediction_type)
+        for prediction_type in get_args(PredictionType)
+    )
+    for unet in (plain, ours):
+        unet.load_state_dict(plain.with_time_inputs(small.state_dict()))
+        torch.nn.Module.to(unet.eval(), dtype)
+    video, audio, t = tensors["video"], tensors["audio"], tensors["call0.timesteps"]
+    for heard in (None, (t + 300) % 1000):
+        with torch.no_grad():
+            velocity, noise = (unet(video, audio, t, 0, audio_timestep=heard) for unet in (plain, ours))
+        levels = AVSample(video=SCHEDULE.level(t), audio=SCHEDULE.level(t if heard is None else heard))
+        want = AVSample(video=video, audio=audio).map(noise_from_velocity, velocity.to(torch.float32), levels)
+        torch.testing.assert_close(noise.video, want.video, rtol=0, atol=1e-6)
+        torch.testing.assert_close(noise.audio, want.audio, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="prediction_type must be one of epsilon, v_prediction"):
+        MultimodalUNet(**SMALL, prediction_type="sample")
 
 
 @pytest.mark.parametrize("call", ["call0", "call1"])

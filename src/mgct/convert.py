@@ -77,6 +77,7 @@ MM_DIFFUSION_FIXED = {
     "audio_channels": 1,
     "target_time": False,
     "audio_time": False,
+    "prediction_type": "epsilon",
 }
 """Our settings that are one value in MM-Diffusion's code."""
 

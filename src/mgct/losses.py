@@ -104,6 +104,18 @@ class MinSNR(NoiseWeight):
 
 
 @dataclass(frozen=True)
+class VelocityWeight(NoiseWeight):
+    """1/α²: errors count as those of the velocity α ε - σ x0 do, so noisy levels as x0's and clean ones as the noise's.
+
+    For a network that predicts the velocity (`MultimodalUNet` with ``prediction_type`` ``v_prediction``).
+    """
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        """(B,) weights."""
+        return level.alpha.square().reciprocal()
+
+
+@dataclass(frozen=True)
 class NoiseWeights:
     """How much each noise level counts in the multimodal loss, in either modality.
 

@@ -100,6 +100,11 @@ def noise_from_x0(x_t: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
     return (x_t - _over_clips(level.alpha, x_t) * x0) / _over_clips(level.sigma, x_t)
 
 
+def noise_from_velocity(x_t: Tensor, velocity: Tensor, level: NoiseLevel) -> Tensor:
+    """ε̂ = σ x_t + α v̂ of the velocity v = α ε - σ x0 (Salimans & Ho 2022); x̂0 is then α x_t - σ v̂. Shapes (B, ...)."""
+    return _over_clips(level.sigma, x_t) * x_t + _over_clips(level.alpha, x_t) * velocity
+
+
 def ddim_step(x_t: Tensor, noise: Tensor, level_t: NoiseLevel, level_s: NoiseLevel) -> Tensor:
     """One step of the probability-flow ODE from level t to s: x_s = α_s x̂0 + σ_s ε̂ (DDIM, η = 0).
 

@@ -81,6 +81,11 @@ class AVPipeline(DiffusionPipeline):
         calibration: Any = None,
     ) -> None:
         super().__init__()
+        predicts_velocity = unet.config.get("prediction_type") == "v_prediction"
+        if predicts_velocity and (num_timesteps, beta_start, beta_end) != (1000, 1e-4, 0.02):
+            raise UserError(
+                "a network of prediction_type v_prediction is of the default noise schedule, and of no other"
+            )
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
         self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration)
@@ -530,7 +535,7 @@ class AVPipeline(DiffusionPipeline):
 
     def network(self, options: SamplingOptions) -> Network:
         """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
-        device, dtype = self._execution_device, self.unet.dtype
+        device, precise = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
 
         def predictor(*names: str) -> Callable[..., AVSample]:
             """The network with further time inputs of these names, in their order, behind the others."""
@@ -557,7 +562,7 @@ class AVPipeline(DiffusionPipeline):
             timestep = torch.full((len(clips.video),), video_t, device=device)
             further = {"target_timestep": point.goal, "audio_timestep": audio_t}
             times = {name: torch.full_like(timestep, time) for name, time in further.items() if time is not None}
-            predict, noisy = predictor(*times), clips.to(dtype)
+            predict, noisy = predictor(*times), clips.to(precise)
             if device.type != "cuda" or torch.is_grad_enabled():
                 return predict(noisy.video, noisy.audio, timestep, shift, *times.values()).to(torch.float32)
             here = next(self.unet.parameters()).data_ptr()

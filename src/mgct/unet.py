@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from mgct import blocks, convolutions
 from mgct.errors import UserError, check_numbers
+from mgct.noise import NoiseSchedule, noise_from_velocity
 from mgct.norms import GroupNorm
 from mgct.recompute import made_again, offer
 from mgct.types import AVSample
 from mgct.whole_files import LoadedWhole
+
+PredictionType = Literal["epsilon", "v_prediction"]
+"""What a network's last layers give, by diffusers' names: the noise, or the velocity α ε - σ x0."""
 
 
 class UNetBlock(nn.Module):
@@ -87,6 +91,10 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         audio_time: a time input of the audio's own, ``audio_timestep``: the two modalities may then lie at different
             noise levels. Each is told its own and, through a layer as that of ``target_time``, the other's; with both
             equal the network is the one without.
+        prediction_type: what the last layers give: the noise (``epsilon``), as MM-Diffusion's do, or the velocity
+            v̂ (``v_prediction``). `forward` returns noise for either; ε̂ = σ x_t + α v̂ is of the default
+            `NoiseSchedule`. Where little of a clip is left, α → 0, an error of the noise is one of x̂0 magnified by
+            σ/α; one of the velocity is not.
     """
 
     _supports_gradient_checkpointing = True
@@ -114,12 +122,17 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         audio_channels: int = 1,
         target_time: bool = False,
         audio_time: bool = False,
+        prediction_type: PredictionType = "epsilon",
     ) -> None:
         super().__init__()
         counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
         counts |= {"num_head_channels": num_head_channels, "norm_num_groups": norm_num_groups}
         counts |= {"video_channels": video_channels, "audio_channels": audio_channels}
         check_numbers(counts, counts)
+        if prediction_type not in get_args(PredictionType):
+            raise UserError(
+                f"prediction_type must be one of {', '.join(get_args(PredictionType))}, got {prediction_type!r}"
+            )
         if not channel_mult or min(channel_mult) < 1:
             raise UserError(f"channel_mult needs a positive width per level, got {list(channel_mult)}")
         if not 0 <= dropout < 1:
@@ -233,8 +246,8 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         """Predict the noise of both modalities.
 
         Args:
-            video: (B, F, C, H, W) noisy video.
-            audio: (B, C, L) noisy audio.
+            video: (B, F, C, H, W) noisy video, in the weights' precision or in float32.
+            audio: (B, C, L) noisy audio, likewise.
             timestep: (B,) or scalar, integer or real, in [0, T-1].
             window_shift: offset in frames of the shifted cross-attention windows: an int for all, or one per shifted
                 block (a sequence, or an integer tensor, which a compiled graph takes without being rebuilt). None:
@@ -254,8 +267,11 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         """
         self._check_sizes(video, audio)
         shifts = iter(self.window_shifts(window_shift, video.shape[1]))
+        seen = timestep.expand(len(video))
         target, heard = (None if t is None else t.expand(len(video)) for t in (target_timestep, audio_timestep))
-        embedding = self._embed(timestep.expand(len(video)), target, heard, video.device)
+        noisy = AVSample(video=video, audio=audio)
+        embedding = self._embed(seen, target, heard, video.device)
+        video, audio = (x.to(next(self.time_embed.parameters()).dtype) for x in (video, audio))
 
         def run(block: nn.Module, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
             shift = next(shifts) if _is_shifted(block) else 0
@@ -276,10 +292,18 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
             for block in self.decoder:
                 video_skip, audio_skip = skips.pop()
                 video, audio = run(block, _joined(video, video_skip), _joined(audio, audio_skip))
-            return AVSample(
+            out = AVSample(
                 video=self.video_head(self.video_norm(video, activate=True)),
                 audio=self.audio_head(self.audio_norm(audio, activate=True)),
             )
+        if self.config["prediction_type"] == "epsilon":
+            return out
+        schedule = NoiseSchedule(device=video.device)
+        times = AVSample(video=seen, audio=seen if heard is None else heard)
+        precise = torch.promote_types(video.dtype, torch.float32)
+        return noisy.to(precise).map(
+            lambda x, v, t: noise_from_velocity(x, v.to(precise), schedule.level(t)), out, times
+        )
 
     @classmethod
     def from_mm_diffusion(cls, source: str | Path | Mapping[str, Tensor], **config: Any) -> MultimodalUNet:
