@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.func import functional_call
 from tqdm import tqdm
 
 from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these modules)
@@ -25,9 +24,8 @@ from mgct.calibration import PathGains, calibrated
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
 from mgct.given import Given, Method, as_clips
-from mgct.gpu import send
-from mgct.graphs import Graphed
 from mgct.grids import Point
+from mgct.network_calls import network_of
 from mgct.noise import NoiseSchedule
 from mgct.predictors import Predict
 from mgct.sampling_options import SamplingOptions, Step
@@ -534,48 +532,8 @@ class AVPipeline(DiffusionPipeline):
         return x
 
     def network(self, options: SamplingOptions) -> Network:
-        """The network on clips of its own length, its window shifts drawn from (seed, timestep)."""
-        device, precise = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
-
-        def predictor(*names: str) -> Callable[..., AVSample]:
-            """The network with further time inputs of these names, in their order, behind the others."""
-
-            def predict(video: Tensor, audio: Tensor, timestep: Tensor, shift: Any, *times: Tensor) -> AVSample:
-                call_options = {"window_shift": shift, **dict(zip(names, times, strict=True))}
-                if torch.is_grad_enabled():  # guidance asks for the gradient of the clips, and for no other
-                    weights = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
-                    return functional_call(self.unet, weights, (video, audio, timestep), call_options)
-                return self.unet(video, audio, timestep, **call_options)
-
-            return predict
-
-        graphed: dict[tuple[str, ...], Graphed] = {}
-        place = 0
-
-        def call(clips: AVSample, point: Point) -> AVSample:
-            nonlocal place
-            shift = options.window_shift
-            if shift is None:
-                seed = derive_seed(options.seed, "window shift", round(point.timestep * 1000))
-                shift = self.unet.draw_window_shifts(clips.video.shape[1], torch.Generator().manual_seed(seed))
-            video_t, audio_t = point.told or (point.timestep, None)
-            timestep = torch.full((len(clips.video),), video_t, device=device)
-            further = {"target_timestep": point.goal, "audio_timestep": audio_t}
-            times = {name: torch.full_like(timestep, time) for name, time in further.items() if time is not None}
-            predict, noisy = predictor(*times), clips.to(precise)
-            if device.type != "cuda" or torch.is_grad_enabled():
-                return predict(noisy.video, noisy.audio, timestep, shift, *times.values()).to(torch.float32)
-            here = next(self.unet.parameters()).data_ptr()
-            if here != place:  # not yet known, or weights that have been elsewhere meanwhile
-                graphed.clear()
-                place = here
-            shifts = send(torch.tensor(list(self.unet.window_shifts(shift, clips.video.shape[1]))), device)
-            if tuple(times) not in graphed:
-                graphed[tuple(times)] = Graphed(predict)
-            out = graphed[tuple(times)](noisy.video, noisy.audio, timestep, shifts, *times.values())
-            return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
-
-        return call
+        """The network as ``options`` have it called."""
+        return network_of(self.unet, options, self._execution_device)
 
     def _shapes(self, frames: int) -> AVSample:
         """Shapes of one clip of ``frames`` frames."""
