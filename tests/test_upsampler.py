@@ -362,6 +362,7 @@ def test_training_begins_from_given_weights(weights, trained, tiny_shards, tmp_p
         (["--clip.size=9"], "multiples of 2 (its scale), not 9"),
         (["--clip.size=16"], "prepare the videos anew"),
         (["--train.steps=0"], "train.steps must be positive"),
+        (["--train.num_workers=-1"], "train.num_workers may not be negative"),
         (["--train.stepz=3"], "stepz"),
         (["--train.ema_decay=1"], "train.ema_decay must lie in [0, 1)"),
         (["--train.learning_rate=.inf"], "train.learning_rate must be finite"),

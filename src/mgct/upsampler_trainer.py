@@ -76,7 +76,7 @@ class UpsamplerTraining:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        not_negative = ("weight_decay", "warmup_steps")
+        not_negative = ("weight_decay", "warmup_steps", "num_workers")
         check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
