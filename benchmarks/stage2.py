@@ -206,6 +206,9 @@ def run_training(folder: Path, config: dict[str, Any], arguments: list[str]) -> 
 def micro_config(options: argparse.Namespace, variant: str | None, seed: int) -> dict[str, Any]:
     """`configs/micro.yaml` with a variant's second stage, or with none."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
+    if options.config:
+        for name, settings in yaml.safe_load(options.config.read_text()).items():
+            config[name] = {**config.get(name, {}), **settings}
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
     config["train"].update(seed=seed, learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
@@ -231,7 +234,7 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
             folder = out / options.world / f"{variant}-{seed}"
             run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
-            for sampler in named_runs(variant):
+            for sampler in [*named_runs(variant), "sde-dpm-solver++"]:
                 for calls, clip_x0, start in options.calls.get(sampler, ()):
                     name = f"{sampler}, clipped" if clip_x0 else sampler
                     name += f" from {start}" if start else ""
@@ -308,6 +311,7 @@ def parse() -> argparse.Namespace:
     toy_command.add_argument("--steps", type=int, default=4000, help="stage 1, and as much compute again")
     toy_command.add_argument("--threads", type=int, default=1)
     micro_command.add_argument("--world", default="landscape")
+    micro_command.add_argument("--config", type=Path, help="laid over configs/micro.yaml, as configs/velocity.yaml")
     micro_command.add_argument("--stage_1_clips", type=int, default=48_000)
     micro_command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
     micro_command.add_argument("--learning_rate", type=float, default=1e-3)
