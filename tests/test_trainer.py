@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from mgct.stages import MGCT, Consistency, LearnedUncertainty, TargetDecay, Teac
 from mgct.train_settings import TrainSettings
 from mgct.trainer import Trainer
 from mgct.types import AVSample
+from mgct.unet import PredictionType
 from mgct.upsampler_trainer import UpsamplerTraining
 from tests.test_unet import TINY, randomised
 
@@ -411,10 +413,17 @@ def test_the_newest_checkpoint_is_resumed_and_without_one_a_run_begins(tmp_path)
     for step in (3, 4):
         write_checkpoint(tmp_path, step, {}, {"seed": 0, "config": {**SAME, "data": "elsewhere"}}, keep=2)
     assert checkpoint_to_resume(tmp_path, True, SAME, 0, 4).state["step"] == 4
-    later = [{**SAME, "model": {**SAME["model"], "later": value}} for value in (False, True)]
-    assert checkpoint_to_resume(tmp_path, True, later[0], 0, 4).state["step"] == 4  # a setting that did not exist yet
-    with pytest.raises(UserError, match=r"other settings \(model\.later\)"):
-        checkpoint_to_resume(tmp_path, True, later[1], 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("later", "before", "now"), [("any", False, True), ("prediction_type", *get_args(PredictionType))]
+)
+def test_a_run_from_before_a_setting_goes_on_as_it_was(tmp_path, later, before, now):
+    write_checkpoint(tmp_path, 4, {}, {"seed": 0, "config": SAME}, keep=2)
+    as_it_was, changed = ({**SAME, "model": {**SAME["model"], later: value}} for value in (before, now))
+    assert checkpoint_to_resume(tmp_path, True, as_it_was, 0, 4).state["step"] == 4
+    with pytest.raises(UserError, match=rf"other settings \(model\.{later}\)"):
+        checkpoint_to_resume(tmp_path, True, changed, 0, 4)
 
 
 def test_a_damaged_row_of_the_log_is_named_and_an_unfinished_one_left_out(tmp_path):

@@ -84,6 +84,10 @@ class Checkpoint:
             ) from error
 
 
+LATER = {"prediction_type": "epsilon"}
+"""Settings that older runs have not → what they were then; of others that came later it was off."""
+
+
 def checkpoint_to_resume(
     run: Path, resume: bool, config: Mapping[str, Any], seed: int, steps: int
 ) -> Checkpoint | None:
@@ -112,8 +116,9 @@ def checkpoint_to_resume(
             raise UserError(f"{run} is a run of `mgct {command}`; resume it with that")
         for part in ("model", "clip"):
             names = sorted(config[part].keys() | before[part].keys())
-            # a setting that came later is off in older runs
-            now, then = ([values[part].get(key) or None for key in names] for values in (config, before))
+            now, then = (
+                [values[part].get(key, LATER.get(key)) or None for key in names] for values in (config, before)
+            )
             if changed := [f"{part}.{key}" for key, a, b in zip(names, now, then, strict=True) if a != b]:
                 named = ", ".join(changed)
                 raise UserError(f"{run} was trained with other settings ({named}); see {run / 'config.yaml'}")
