@@ -48,7 +48,8 @@ class NoiseSchedule:
         self.num_timesteps = num_timesteps
         self.betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device=device)
         self.alpha_bar = torch.cumprod(1 - self.betas, 0)
-        self.log_alpha = 0.5 * torch.log(self.alpha_bar)
+        # of logarithms, not of a product: ONNX has no cumulative one
+        self.log_alpha = 0.5 * torch.log1p(-self.betas).cumsum(0)
 
     def until(self, timestep: int) -> NoiseSchedule:
         """The same levels without those above ``timestep`` (from 1): T becomes timestep + 1."""

@@ -267,8 +267,9 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         """
         self._check_sizes(video, audio)
         shifts = iter(self.window_shifts(window_shift, video.shape[1]))
-        seen = timestep.expand(len(video))
-        target, heard = (None if t is None else t.expand(len(video)) for t in (target_timestep, audio_timestep))
+        count = video.shape[0]  # `len` would fix the number in an exported network
+        seen = timestep.expand(count)
+        target, heard = (None if t is None else t.expand(count) for t in (target_timestep, audio_timestep))
         noisy = AVSample(video=video, audio=audio)
         embedding = self._embed(seen, target, heard, video.device)
         video, audio = (x.to(next(self.time_embed.parameters()).dtype) for x in (video, audio))
