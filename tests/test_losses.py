@@ -333,6 +333,29 @@ def test_independent_levels_are_each_modality_s_own_and_the_network_is_told_both
         Timesteps(independent=1.5)
 
 
+def test_of_a_share_of_the_clips_one_modality_is_given_and_no_loss():
+    """It is at level 0, either as often, the other anywhere; the other clips are as without."""
+    unet, random = randomised(audio_time=True).train(), ClipRandom(list(range(400)))
+    without, ours = (Timesteps(0.25, given)(random, 1000) for given in (0.0, 0.5))
+    sound, picture = ours.audio == 0, ours.video == 0
+    assert 60 < sound.sum() < 140
+    assert 60 < picture.sum() < 140
+    assert not (sound & picture).any()
+    assert ours.video[sound].max() > 900
+    rest = ~(sound | picture)
+    assert torch.equal(ours.audio[rest], without.audio[rest])
+    assert torch.equal(ours.video[~picture], without.video[~picture])
+    assert 60 < (ours.audio != ours.video)[rest].sum() < 140
+    few = AVSample(video=torch.tensor([0, 500, 0]), audio=torch.tensor([500, 0, 0]))
+    found = multimodal_loss(unet, clips(), noise_like(clips()), few, SCHEDULE, 0)
+    assert (found.logs["loss_mm_video"] == 0).tolist() == [True, False, False]
+    assert (found.logs["loss_mm_audio"] == 0).tolist() == [False, True, False]
+    assert torch.equal(found.loss, found.logs["loss_mm_video"] + found.logs["loss_mm_audio"])
+    for shares, words in (((0.7, 0.4), "together at most 1"), ((0.0, -0.1), "given must lie in")):
+        with pytest.raises(UserError, match=words):
+            Timesteps(*shares)
+
+
 def test_stage_2_of_a_flow_map_gives_the_gate_a_gradient():
     unet = randomised(target_time=True).train()
     mixed = objective(0.5, jump=FlowMap(), grid=LogSnrGrid(), weight=InverseReach())

@@ -54,7 +54,8 @@ def multimodal_loss(
         model: ε_θ, called as `MultimodalUNet`.
         clips: x0, video (B, F, C, H, W) and audio (B, C, L) in [-1, 1].
         noise: ε, of the clips' shapes.
-        timestep: (B,) in [0, T-1], shared by both modalities; or one (B,) for each, which the model is then told.
+        timestep: (B,) in [0, T-1], shared by both modalities; or one (B,) for each, which the model is then told. A
+            modality at 0 beside the other at more is given, not asked for: its error counts as 0.
         schedule: noise schedule on the clips' device.
         window_shift: passed on to the model.
     """
@@ -63,6 +64,9 @@ def multimodal_loss(
     told = {"audio_timestep": timestep.audio} if isinstance(timestep, AVSample) else {}
     predicted = model(noisy.video, noisy.audio, timesteps.video, window_shift=window_shift, **told)
     error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), noise)
+    if told:
+        others = AVSample(video=timesteps.audio, audio=timesteps.video)
+        error = error.map(lambda e, own, other: e.masked_fill((own == 0) & (other > 0), 0.0), timesteps, others)
     logs = {"loss_mm_video": error.video, "loss_mm_audio": error.audio}
     return ClipLoss(error.video + error.audio, logs, timesteps)
 

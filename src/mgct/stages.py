@@ -227,22 +227,40 @@ class Timesteps:
         independent: the share of clips whose picture and sound are at levels drawn each for itself. Only where one is
             clearer than the other does a network learn much of what either says of the other; and it then generates
             one for the other without guidance (UniDiffuser, Bao et al. 2023). The network needs ``audio_time``.
+        given: the share of clips of which one modality, either as likely, is given: at level 0, and of no loss. One
+            says most of the other where it is clear and the other hardly to be made out, which two levels drawn each
+            for itself seldom are. The network needs ``audio_time``.
     """
 
     independent: float = 0.0
+    given: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.independent <= 1:
-            raise UserError(f"timesteps.independent must lie in [0, 1], got {self.independent}")
+        for name in ("independent", "given"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"timesteps.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.independent + self.given > 1:
+            raise UserError(
+                f"timesteps.independent and timesteps.given are shares of the clips, together at most 1, got "
+                f"{self.independent} and {self.given}"
+            )
+
+    @property
+    def apart(self) -> bool:
+        """Whether the modalities ever have levels of their own."""
+        return self.independent + self.given > 0
 
     def __call__(self, random: ClipRandom, num_timesteps: int) -> Tensor | AVSample:
         """(B,) timesteps in [0, num_timesteps - 1], or those of either modality."""
         timestep = random.integers("mm.timestep", num_timesteps)
-        if not self.independent:
+        if not self.apart:
             return timestep
-        own = random.integers("mm.audio_timestep", num_timesteps)
-        apart = random.uniform("mm.independent") < self.independent
-        return AVSample(video=timestep, audio=torch.where(apart, own, timestep))
+        own, kind = random.integers("mm.audio_timestep", num_timesteps), random.uniform("mm.independent")
+        video, audio = timestep, torch.where(kind < self.independent, own, timestep)
+        if self.given:
+            given, sound = kind >= 1 - self.given, random.uniform("mm.given") < 0.5
+            video, audio = video.masked_fill(given & ~sound, 0), audio.masked_fill(given & sound, 0)
+        return AVSample(video=video, audio=audio)
 
 
 class Balance(ABC):

@@ -1,8 +1,8 @@
 """What sampling asks of a network that was trained on modalities at noise levels of their own.
 
-`MultimodalUNet` with ``audio_time``, trained with ``timesteps.independent`` (`mgct.stages.Timesteps`). It generates one
-modality for the other (`mgct.predictors.conditioned`), and both so that they follow each other more than it was taught
-(`mgct.predictors.coupled`).
+`MultimodalUNet` with ``audio_time``, trained with ``timesteps.independent`` or ``given`` (`mgct.stages.Timesteps`). It
+generates one modality for the other (`mgct.predictors.conditioned`), and both so that they follow each other more than
+it was taught (`mgct.predictors.coupled`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mgct.sampling_options import SamplingOptions
 from mgct.types import AVSample
 
 _NEEDED = (
-    "a network trained on modalities at noise levels of their own (model.audio_time, timesteps.independent), and this "
-    "one was not"
+    "a network trained on modalities at noise levels of their own (model.audio_time, with timesteps.given or "
+    "independent), and this one was not"
 )
 
 

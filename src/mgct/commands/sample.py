@@ -71,9 +71,9 @@ def sample(
         video: generate sound for the picture of this file, or of each of this folder likewise.
         start_s: where in a given file to begin, in seconds.
         method: how a given modality steers the other: conditional (what a model does that was trained with
-            timesteps.independent), and for any model replacement, guided (about three times as slow, follows it more
-            closely), or mm-diffusion (guided as the reference does it, with sampler ddpm). If not given: conditional
-            where the model can, else replacement.
+            timesteps.given or independent), and for any model replacement, guided (about three times as slow, follows
+            it more closely), or mm-diffusion (guided as the reference does it, with sampler ddpm). If not given:
+            conditional where the model can, else replacement.
         guidance_scale: strength of all but replacement: 1 for conditional if not given (other values take twice the
             calls), else 8.
         upsampler: a run folder made by `mgct train-upsampler`, or a saved upsampler's folder; the clips are enlarged

@@ -91,14 +91,14 @@ def train(
         _load_weights(unet, init)
     if consistency.jump.needs_target_time and not unet.config["target_time"]:
         raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
-    if timesteps.independent and not unet.config["audio_time"]:
+    if timesteps.apart and not unet.config["audio_time"]:
         raise UserError(
-            "timesteps.independent: a network is told two noise levels then; it needs --model.audio_time true"
+            "timesteps.independent, given: a network is told two noise levels then; it needs --model.audio_time true"
         )
-    if unet.config["audio_time"] and not timesteps.independent:
+    if unet.config["audio_time"] and not timesteps.apart:
         warnings.warn(
-            "model.audio_time without timesteps.independent: the network does not learn, or forgets, what to make of "
-            "two noise levels, by which it will generate one modality for the other; give --timesteps.independent 0.5",
+            "model.audio_time without timesteps.given or independent: the network does not learn, or forgets, what to "
+            "make of two noise levels, by which it generates one modality for the other; give --timesteps.given 0.4",
             MgctWarning,
             stacklevel=2,
         )
