@@ -351,6 +351,7 @@ def test_of_a_share_of_the_clips_one_modality_is_given_and_no_loss():
     assert (found.logs["loss_mm_video"] == 0).tolist() == [True, False, False]
     assert (found.logs["loss_mm_audio"] == 0).tolist() == [False, True, False]
     assert torch.equal(found.loss, found.logs["loss_mm_video"] + found.logs["loss_mm_audio"])
+    assert [found.timesteps.video.tolist(), found.timesteps.audio.tolist()] == [[-1, 500, 0], [500, -1, 0]]
     for shares, words in (((0.7, 0.4), "together at most 1"), ((0.0, -0.1), "given must lie in")):
         with pytest.raises(UserError, match=words):
             Timesteps(*shares)

@@ -23,7 +23,10 @@ from mgct.types import AVSample
 
 
 class ClipLoss(NamedTuple):
-    """A loss of each clip (B,), named values (B,) to log, and both timesteps (B,) of the multimodal loss, if any."""
+    """A loss of each clip (B,), named values (B,) to log, and both timesteps (B,) of the multimodal loss, if any.
+
+    The timestep of a modality that is given, and has no loss, is -1.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
@@ -66,7 +69,9 @@ def multimodal_loss(
     error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), noise)
     if told:
         others = AVSample(video=timesteps.audio, audio=timesteps.video)
-        error = error.map(lambda e, own, other: e.masked_fill((own == 0) & (other > 0), 0.0), timesteps, others)
+        given = timesteps.map(lambda own, other: (own == 0) & (other > 0), others)
+        error = error.map(lambda value, known: value.masked_fill(known, 0.0), given)
+        timesteps = timesteps.map(lambda own, known: own.masked_fill(known, -1), given)
     logs = {"loss_mm_video": error.video, "loss_mm_audio": error.audio}
     return ClipLoss(error.video + error.audio, logs, timesteps)
 

@@ -227,9 +227,9 @@ class Timesteps:
         independent: the share of clips whose picture and sound are at levels drawn each for itself. Only where one is
             clearer than the other does a network learn much of what either says of the other; and it then generates
             one for the other without guidance (UniDiffuser, Bao et al. 2023). The network needs ``audio_time``.
-        given: the share of clips of which one modality, either as likely, is given: at level 0, and of no loss. One
-            says most of the other where it is clear and the other hardly to be made out, which two levels drawn each
-            for itself seldom are. The network needs ``audio_time``.
+        given: the share of clips of which one modality, either as likely, is given: at level 0, and of loss 0, in the
+            mean that δ is compared with too. One says most of the other where it is clear and the other hardly to be
+            made out, which two levels drawn each for itself seldom are. The network needs ``audio_time``.
     """
 
     independent: float = 0.0
