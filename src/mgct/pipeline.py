@@ -79,11 +79,6 @@ class AVPipeline(DiffusionPipeline):
         calibration: Any = None,
     ) -> None:
         super().__init__()
-        predicts_velocity = unet.config.get("prediction_type") == "v_prediction"
-        if predicts_velocity and (num_timesteps, beta_start, beta_end) != (1000, 1e-4, 0.02):
-            raise UserError(
-                "a network of prediction_type v_prediction is of the default noise schedule, and of no other"
-            )
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
         self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration)
@@ -96,6 +91,11 @@ class AVPipeline(DiffusionPipeline):
             start_timestep=start_timestep,
         )
         self.schedule = NoiseSchedule(num_timesteps, beta_start, beta_end)
+        predicts_velocity = unet.config.get("prediction_type") == "v_prediction"
+        if predicts_velocity and not torch.equal(self.schedule.betas, NoiseSchedule().betas):
+            raise UserError(
+                "a network of prediction_type v_prediction is of the default noise schedule, and of no other"
+            )
         unet.eval()
 
     @classmethod
