@@ -12,7 +12,7 @@ import yaml
 from mgct import AVPipeline, cli
 from mgct.app.models import find_models
 from mgct.data.media import probe
-from mgct.errors import UserError
+from mgct.errors import MgctWarning, UserError
 from mgct.saved_models import bundled_models
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +103,12 @@ def test_training_goes_on_from_the_bundled_model_by_the_configuration_for_it(tmp
     )
     assert {name for name in before if not name.startswith("target_")} == after.keys()  # no second stage, no map
     assert all((before[name] - after[name]).abs().max() < 1e-3 for name in after)
+    aligned = ["--config", str(ROOT / "configs" / "aligned.yaml"), "--out", str(tmp_path / "aligned")]
+    with pytest.warns(
+        MgctWarning, match=r"other windows \(cross_attention_shift True, here False, cross_attention_win"
+    ):
+        assert cli.main(["train", *config, *small, *aligned]) == 0
+    assert AVPipeline.from_pretrained(tmp_path / "aligned").unet.config["cross_attention_windows"] == [1]
     more = ["--train.steps", "2", "--resume"]
     assert cli.main(["train", *config, *small[:2], *small[4:], *more]) == 0
     starts = [

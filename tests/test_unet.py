@@ -263,6 +263,11 @@ def test_loads_into_a_network_with_a_second_time_input(unet_small_weights, small
     assert to_mm_diffusion(more).keys() == to_mm_diffusion(small).keys()
 
 
+def test_weights_that_predict_noise_are_not_taken_for_velocities(unet_small_weights):
+    with pytest.raises(UserError, match="weights predict the noise, this network v_prediction"):
+        MultimodalUNet.from_mm_diffusion(unet_small_weights, **SMALL, prediction_type="v_prediction")
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     import pickle
 
@@ -320,6 +325,26 @@ def test_window_shift_forms_agree_and_matter():
     assert torch.equal(unet(*call).video, unet(*call, window_shift=0).video)
     with pytest.raises(UserError, match="one value per shifted block"):
         unet(*call, window_shift=[1])
+
+
+def test_in_windows_of_one_frame_a_frame_and_its_own_sound_see_each_other_alone():
+    unet = randomised(cross_attention_windows=1, cross_attention_shift=False, middle_cross_attention=False)
+    assert unet.config["cross_attention_windows"] == [1]
+    assert unet.draw_window_shifts(4) == []
+    block = next(block.cross for block in unet.encoder if block.cross is not None)
+    block.video_norm = block.audio_norm = torch.nn.Identity()  # a norm's mean is of the whole clip
+    video, audio = torch.randn(1, 4, 3, 3, 32), torch.randn(1, 24, 32)
+    louder = audio.clone()
+    louder[:, 12:18] += 1  # the third of four frames
+    seen, heard = block(video, audio)
+    moved = (block(video, louder)[0] - seen).abs().amax((0, 2, 3, 4))
+    assert moved[2] > 1e-3
+    assert moved[[0, 1, 3]].max() < 1e-5
+    brighter = video.clone()
+    brighter[:, 2] += 1
+    moved = (block(brighter, audio)[1] - heard).abs().amax((0, 2))
+    assert moved[12:18].min() > 1e-3
+    assert torch.cat([moved[:12], moved[18:]]).max() < 1e-5
 
 
 def test_shift_is_drawn_in_training_within_its_range():

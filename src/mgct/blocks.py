@@ -188,7 +188,7 @@ class ResBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Residual attention between the modalities: each asks the other, in windows of frames around its own time.
+    """Residual attention between the modalities: each asks the other, in windows of frames (`windowed_attention`).
 
     Args:
         channels: C of both modalities.

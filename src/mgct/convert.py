@@ -186,8 +186,14 @@ def load_mm_diffusion(unet: MultimodalUNet, source: str | Path | Mapping[str, Te
     """Load an MM-Diffusion state_dict into the network, strictly.
 
     Raises:
-        UserError: keys are missing, unexpected or of another shape; each is named.
+        UserError: keys are missing, unexpected or of another shape, each is named; or the network predicts something
+            else than the noise.
     """
+    if unet.config["prediction_type"] != "epsilon":
+        raise UserError(
+            f"MM-Diffusion's weights predict the noise, this network {unet.config['prediction_type']}: make it with "
+            "prediction_type epsilon"
+        )
     state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
     names, own = reference_names(unet), unet.state_dict()
     shapes = {theirs: _reference_shape(theirs, own[ours]) for ours, theirs in names.items()}

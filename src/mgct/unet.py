@@ -74,7 +74,9 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         channel_mult: width of each level in units of ``model_channels``.
         num_res_blocks: residual blocks per level.
         cross_attention_resolutions: downsampling factors of the video at which the modalities attend to each other.
-        cross_attention_windows: frames that a query sees, one per cross-attention resolution.
+        cross_attention_windows: frames that a query sees, from its own on: one number per cross-attention resolution,
+            or one for all. Attention knows no order within a window; a window of 1, not shifted, is a frame and its
+            own sound, and the only one that tells the modalities what happens at the same time.
         cross_attention_shift: whether these windows are moved by the forward call's ``window_shift``.
         middle_cross_attention: cross-attention over all frames in the middle.
         video_attention_resolutions: downsampling factors at which frames have spatial and temporal self-attention.
@@ -109,7 +111,7 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         channel_mult: Sequence[int] = (1, 2, 3, 4),
         num_res_blocks: int = 2,
         cross_attention_resolutions: Sequence[int] = (2, 4, 8),
-        cross_attention_windows: Sequence[int] = (1, 4, 8),
+        cross_attention_windows: int | Sequence[int] = (1, 4, 8),
         cross_attention_shift: bool = True,
         middle_cross_attention: bool = True,
         video_attention_resolutions: Sequence[int] = (2, 4, 8),
@@ -137,6 +139,11 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
             raise UserError(f"channel_mult needs a positive width per level, got {list(channel_mult)}")
         if not 0 <= dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), got {dropout}")
+        if isinstance(cross_attention_windows, int):
+            cross_attention_windows = [cross_attention_windows] * len(cross_attention_resolutions)
+            self.register_to_config(cross_attention_windows=cross_attention_windows)
+        if any(window < 1 for window in cross_attention_windows):
+            raise UserError(f"cross_attention_windows must be 1 frame or more, got {list(cross_attention_windows)}")
         if len(cross_attention_resolutions) != len(cross_attention_windows):
             raise UserError(
                 f"cross_attention_windows needs one window per cross-attention resolution: "
@@ -319,7 +326,9 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         """
         from mgct.convert import load_mm_diffusion
 
-        config.setdefault("middle_cross_attention", list(config.get("cross_attention_windows", (1, 4, 8))) == [1, 4, 8])
+        config.setdefault(
+            "middle_cross_attention", config.get("cross_attention_windows", (1, 4, 8)) in ((1, 4, 8), [1, 4, 8])
+        )
         return load_mm_diffusion(cls(**config), source)
 
     def _blocks(self) -> list[Any]:

@@ -98,7 +98,8 @@ def train(
     if unet.config["audio_time"] and not timesteps.apart:
         warnings.warn(
             "model.audio_time without timesteps.given or independent: the network does not learn, or forgets, what to "
-            "make of two noise levels, by which it generates one modality for the other; give --timesteps.given 0.4",
+            "make of two noise levels, by which it generates one modality for the other; give --timesteps.given 0.4 "
+            "--timesteps.independent 0.2",
             MgctWarning,
             stacklevel=2,
         )
@@ -197,10 +198,21 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
     other = AVPipeline.from_pretrained(find_pipeline(source)).unet
     settings = [key for key in unet.config if not key.startswith("_")]
     different = [key for key in settings if as_json(unet.config[key]) != as_json(other.config[key])]
-    if unlike := set(different) - {"dropout", "cross_attention_shift", "target_time", "audio_time"}:
-        named = ", ".join(f"{key} {other.config[key]}, here {unet.config[key]}" for key in sorted(unlike))
+    windows = {"cross_attention_windows", "cross_attention_shift"}
+
+    def named(keys: set[str]) -> str:
+        return ", ".join(f"{key} {other.config[key]}, here {unet.config[key]}" for key in sorted(keys))
+
+    if unlike := set(different) - windows - {"dropout", "target_time", "audio_time"}:
         raise UserError(
-            f"{source}: its network has other settings ({named}): take the configuration that it was made with"
+            f"{source}: its network has other settings ({named(unlike)}): take the configuration that it was made with"
+        )
+    if moved := windows & set(different):
+        warnings.warn(
+            f"{source}: its modalities saw each other through other windows ({named(moved)}); training goes on with "
+            "these, and needs some time for it",
+            MgctWarning,
+            stacklevel=2,
         )
     unet.load_state_dict(unet.with_time_inputs(other.state_dict()))
 
