@@ -400,7 +400,7 @@ CASES = [
     Case(
         "damaged in the middle",
         "noise.mp4",
-        then(media(**FASTSTART), lambda path: scramble(path, (0.6, 0.65))),
+        then(media(**FASTSTART), lambda path: scramble(path, (0.7, 0.75))),
         note="damaged",
     ),
     Case("zero bytes", "empty.mp4", lambda path: path.touch(), "unreadable", False, "0 bytes"),

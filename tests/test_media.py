@@ -140,7 +140,7 @@ def test_read_clip_has_the_exact_lengths(awkward: Prepared, clip: ClipSpec):
     assert (sample.video.dtype, sample.audio.dtype) == (torch.uint8, torch.int16)
 
 
-def test_output_frame_is_the_last_source_frame_at_or_before_its_time(tmp_path):
+def test_output_frame_is_what_is_shown_in_the_middle_of_its_time(tmp_path):
     times = [0.0, 0.05, 0.26, 0.3, 0.31, 0.72, 0.8]
     path = tmp_path / "steps.mkv"
     with av.open(str(path), "w") as out:
@@ -153,8 +153,8 @@ def test_output_frame_is_the_last_source_frame_at_or_before_its_time(tmp_path):
         out.mux(stream.encode(None))
     with VideoReader(path, fps=20, size=32) as reader:
         levels = reader.read(100)[:, 0, 0, 0] // 30
-    expected = [max(k for k, t in enumerate(times) if t <= n / 20 + 1e-3) for n in range(17)]
-    assert levels.tolist()[:17] == expected
+    expected = [max(k for k, t in enumerate(times) if t <= (n + 0.5) / 20 + 1e-3) for n in range(16)]
+    assert levels.tolist()[:16] == expected
 
 
 def test_asking_beyond_the_end_is_refused_with_figures(awkward: Prepared):

@@ -1,6 +1,7 @@
 """Synchrony: known offsets are recovered, and nothing is ever NaN."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,14 @@ def test_still_pictures_and_silence_have_defined_values(still: bool, silent: boo
     assert rows["still_share"] == float(still)
     assert not still or sync.video_peaks_s(curves.motion[0], spec.fps) == []
     assert not silent or (sync.audio_peaks_s(curves.onset[0]) == [] and rows["loudness_db"] == -100)
+
+
+def test_a_clip_of_one_frame_does_not_move() -> None:
+    spec = replace(SPECS[0], frames=1)
+    rows = sync.summary(sync.curves(flashes_and_beeps(spec, 0.0, 3), spec))
+    assert all(math.isfinite(value) for value in rows.values())
+    assert rows["motion_per_s"] == rows["sync_score"] == 0
+    assert rows["still_share"] == 1
 
 
 def test_one_clip_has_no_shuffled_partner() -> None:

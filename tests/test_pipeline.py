@@ -237,8 +237,10 @@ def test_a_network_that_knows_two_levels_is_told_that_the_given_modality_is_clea
         told.extend(made, 1.0, steps=3, method="conditional", **QUIET)
     with pytest.raises(UserError, match="for all of one modality given"):
         told.video_to_audio(made.video[:, :2], steps=3, **QUIET)
-    with pytest.raises(UserError, match="jumps, which was not learned with two noise levels"):
+    with pytest.raises(UserError, match="needs a network that predicts ends of paths"):
         told.audio_to_video(sound, sampler="map", steps=2, method="conditional", **QUIET)
+    with pytest.raises(UserError, match="'consistency' needs a network that predicts ends of paths"):
+        told(steps=2, sampler="consistency", audio_coupling=2.0, **QUIET)
     assert torch.equal(told.audio_to_video(sound, sampler="map", steps=2, **QUIET).audio[0], sound)  # by replacement
 
 

@@ -152,7 +152,7 @@ def guided(predict: Predict, known: Known, scale: float) -> Predict:
     """Replacement, and the free part's ε̂ moved so that x̂0 of the given part comes out as given (for any sampler).
 
     ε̂_g ← ε̂_g + s σ α² G, with G the gradient (see `misfit_gradient`) of the mean of (x̂0_c - y)² over the given
-    part: the score of a likelihood exp(-s α² misfit), hence of the same strength for every sampler and number of
+    part: the score of a likelihood exp(-s α² N_g misfit), hence of the same strength for every sampler and number of
     steps. The α² makes up for the 1/α of x̂0 = (x - σ ε̂)/α, which at high noise magnifies the network's errors.
     ``predict`` must be differentiable; it is called once.
     """

@@ -23,7 +23,7 @@ _NEEDED = (
 
 def best_method(unet: Any, options: SamplingOptions) -> Method:
     """How this network best generates one modality for the other."""
-    return "conditional" if _knows(unet) and not _jumps(options) else "replacement"
+    return "conditional" if _knows(unet) and not _takes_ends(options) else "replacement"
 
 
 def check(unet: Any, options: SamplingOptions, given: Given | None, shapes: AVSample) -> None:
@@ -46,9 +46,10 @@ def check(unet: Any, options: SamplingOptions, given: Given | None, shapes: AVSa
         return
     if options.coupled and given is not None and given.one_modality:
         raise UserError("a coupling is for generating both modalities; with one given: guidance_scale")
-    if _jumps(options):
+    if _takes_ends(options):
         raise UserError(
-            f"sampler {options.sampler!r} jumps, which was not learned with two noise levels; choose another"
+            f"sampler {options.sampler!r} needs a network that predicts ends of paths, and with two noise levels none "
+            "has learned to; choose another"
         )
 
 
@@ -63,5 +64,5 @@ def _knows(unet: Any) -> bool:
     return bool(unet.config.get("audio_time"))
 
 
-def _jumps(options: SamplingOptions) -> bool:
-    return isinstance(options.sampler, str) and options.sampler in SAMPLERS and SAMPLERS[options.sampler].jumps
+def _takes_ends(options: SamplingOptions) -> bool:
+    return isinstance(options.sampler, str) and options.sampler in SAMPLERS and SAMPLERS[options.sampler].samples

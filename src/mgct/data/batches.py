@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import json
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,16 @@ def spare_frames(stored: ClipSpec, clip: ClipSpec, where: str) -> int:
             "prepare the videos anew with the clip settings of the model, or change the model's"
         )
     return stored.frames - clip.frames
+
+
+def stored_clip(facts: bytes, video_shape: Sequence[int], clip: ClipSpec, where: str) -> ClipSpec:
+    """What a clip of video (F, 3, H, W) is by the JSON beside it; rates that are not in there are those of ``clip``."""
+    try:
+        said = json.loads(facts)
+        fps, rate = said.get("fps", clip.fps), said.get("sample_rate_hz", clip.sample_rate_hz)
+        return ClipSpec(video_shape[0], fps, video_shape[-1], rate)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{where} has a damaged .json: prepare the videos anew") from error
 
 
 def check_arrays(video: NDArray[np.uint8], audio: NDArray[np.int16], clip: ClipSpec, where: str) -> int:

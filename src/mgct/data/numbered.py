@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgct.clip_random import derive_seed
-from mgct.data.batches import ClipBatch, array_of, check_arrays, spare_frames, stack
+from mgct.data.batches import ClipBatch, array_of, check_arrays, spare_frames, stack, stored_clip
 from mgct.data.index import SPLITS, read_index
 from mgct.errors import UserError
 from mgct.gpu import send
@@ -200,10 +200,16 @@ def _scanned_tars(paths: Sequence[Path], clip: ClipSpec) -> _StoredClips:
     """The clips of tars without an index, found by reading the members' headers once."""
     keys: list[str] = []
     places: list[list[int]] = []
+    facts: dict[int, tuple[int, int, int]] = {}
+    """Of each tar that has any, of one clip: its number, offset and size of the JSON that says its rates."""
     for number, path in enumerate(paths):
         for key, members in _members(path).items():
+            if members.keys() == {"json"}:
+                continue
             if lone := {"audio.npy", "video.npy"} - members.keys():
                 raise UserError(f"{path}: {key} has no {key}.{lone.pop()}; a clip is both")
+            if "json" in members:
+                facts.setdefault(number, (len(keys), *members["json"]))
             keys.append(key)
             places.append([number, *members["audio.npy"], *members["video.npy"]])
     if not keys:
@@ -213,11 +219,14 @@ def _scanned_tars(paths: Sequence[Path], clip: ClipSpec) -> _StoredClips:
     clips = _StoredClips(paths, keys, np.array(places, dtype=np.int64), clip, 0)
     video, audio = clips._read(0)
     clips.spare_frames = check_arrays(video, audio, clip, str(paths[0]))
+    for number, place in facts.items():
+        where = f"{paths[number]} ({keys[place[0]]})"
+        spare_frames(stored_clip(clips._bytes(number, *place[1:]), video.shape, clip, where), clip, where)
     return clips
 
 
 def _members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """key → {"audio.npy" and "video.npy" → (offset, size)} of an uncompressed tar, in its order."""
+    """key → {"audio.npy", "video.npy" and, where there is one, "json" → (offset, size)} of an uncompressed tar."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     size = path.stat().st_size if path.is_file() else 0
     try:
@@ -226,7 +235,7 @@ def _members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 folder, slash, name = member.name.rpartition("/")
                 name, _, kind = name.partition(".")
                 key = folder + slash + name
-                if member.isreg() and kind in ("audio.npy", "video.npy"):
+                if member.isreg() and kind in ("audio.npy", "video.npy", "json"):
                     if member.offset_data + member.size > size:
                         raise UserError(f"{path} is cut short: copy it again")
                     found.setdefault(key, {})[kind] = (member.offset_data, member.size)

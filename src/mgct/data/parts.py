@@ -23,7 +23,7 @@ from mgct.data.media import Fit, MediaError, Window, WindowReader, check_rate_hz
 from mgct.errors import UserError
 from mgct.types import ClipSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what `mgct prepare` writes."""
 _LARGEST_SIDE = 16384
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import math
 import re
 import tarfile
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mgct.clip_random import derive_seed
-from mgct.data.batches import ClipBatch, array_of, spare_frames, stack
+from mgct.data.batches import ClipBatch, array_of, spare_frames, stack, stored_clip
 from mgct.errors import UserError
 from mgct.types import ClipSpec
 
@@ -120,16 +119,7 @@ def decode_sample(sample: dict[str, Any], clip: ClipSpec) -> tuple[NDArray[np.ui
     if not {"video.npy", "audio.npy"} <= sample.keys():
         raise UserError(f"{where} has no video.npy and audio.npy: these are not shards written by mgct prepare")
     video, audio = array_of(sample["video.npy"], np.uint8, 4), array_of(sample["audio.npy"], np.int16, 2)
-    try:
-        facts = json.loads(sample.get("json", b"{}"))
-        stored = ClipSpec(
-            video.shape[0],
-            facts.get("fps", clip.fps),
-            video.shape[-1],
-            facts.get("sample_rate_hz", clip.sample_rate_hz),
-        )
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{where} has a damaged .json: prepare the videos anew") from error
+    stored = stored_clip(sample.get("json", b"{}"), video.shape, clip, where)
     spare_frames(stored, clip, where)
     return video, audio
 

@@ -29,6 +29,7 @@ class Curves(NamedTuple):
 
     Attributes:
         motion: (B, F - 1) mean absolute change of luma from frame to frame, in [0, 1]; entry k is frame k+1 against k.
+            Of one frame (B, 1), 0.
         onset: (B, K) rise of the sound's log spectrum in each 5 ms, non-negative.
         loudness_db: (B,) root mean square in dB of full scale, at least -100.
         fps: of the frames.
@@ -41,7 +42,12 @@ class Curves(NamedTuple):
 
 
 def motion_curve(video: Tensor) -> Tensor:
-    """(B, F - 1) mean absolute luma difference of neighbouring frames, in [0, 1], of uint8 video (B, F, 3, H, W)."""
+    """(B, F - 1) mean absolute luma difference of neighbouring frames, in [0, 1], of uint8 video (B, F, 3, H, W).
+
+    A clip of one frame has one value, 0: it does not move.
+    """
+    if video.shape[1] == 1:
+        return torch.zeros(len(video), 1, device=video.device)
     luma = torch.einsum("bfchw,c->bfhw", video.float() / 255, torch.tensor(_LUMA, device=video.device))
     return luma.diff(dim=1).abs().mean((2, 3))
 

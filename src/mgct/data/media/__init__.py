@@ -3,8 +3,8 @@
 Time. Everything is measured on the *video's clock*: 0 s is the moment the first decodable video frame is shown. The
 sound is laid on that clock by the two streams' own timestamps (edit lists, encoder priming and negative timestamps are
 applied by FFmpeg's demuxers), so a stream that starts late is preceded by silence and one that starts early loses what
-came before the picture. A picture is on show from its timestamp until the next one's: an output frame at time τ is the
-last source frame at or before τ, which is right for any frame rate, constant or variable.
+came before the picture. A picture is on show from its timestamp until the next one's: an output frame is the picture on
+show in the middle of its own time, which is right for any frame rate, constant or variable.
 
 Safety. A file is opened through a Python file object with no protocol and no playlist demuxer allowed, so that a text
 that calls itself a video cannot make FFmpeg read another file or the network, and no file name has a special meaning.

@@ -107,6 +107,9 @@ def to_square(frame: Any, size: int, fit: Fit, pixel_aspect: float = 1.0) -> NDA
 class VideoReader(Reader):
     """The pictures of a file on a regular grid of times, in one forward pass.
 
+    Output frame k is what a player shows in the middle of frame k's time, at (k + ½) / fps: a video reduced in rate
+    stays in time with its sound, where the picture of the beginning would be half a frame late.
+
     Args:
         path: any file that FFmpeg reads.
         fps: output frames per second.
@@ -164,7 +167,7 @@ class VideoReader(Reader):
         index = 0
         for frame, until_s in self._pieces:
             picture = None
-            while self._start_s + index / self._fps + CLOCK_SLACK_S < until_s:
+            while self._start_s + (index + 0.5) / self._fps + CLOCK_SLACK_S < until_s:
                 if picture is None:
                     picture = to_square(frame, self._size, self._fit, self._pixel_aspect)
                 yield picture
