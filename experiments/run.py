@@ -125,6 +125,7 @@ class Task:
         sizes, model = PLAN["sizes"][self.size], PLAN["models"][self.role]
         config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{self.size}.yaml").read_text())
         config["data"] = f"world:{self.world}" + (f":{sizes['clips']}" if "clips" in sizes else "")
+        config["model"].update(sizes["model"])
         config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
         clips = sizes["then_clips"] if self.parent else sizes["stage1_clips"]
         steps = share_of_compute(model["variant"], clips, config["train"]["batch_size"])

@@ -23,7 +23,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     import run
 
-    plan = {"stage1_clips": 64, "then_clips": 32, "train": {"log_every": 1, "num_workers": 0}, "num": 8}
+    plan = {"stage1_clips": 64, "then_clips": 32, "model": {}, "train": {"log_every": 1, "num_workers": 0}, "num": 8}
     monkeypatch.setitem(run.PLAN["sizes"], "micro", plan)
     monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "checkpoints")
     return run
