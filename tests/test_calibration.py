@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from mgct import AVPipeline, AVSample, ClipSpec
 from mgct.calibrate import LARGEST_GAIN, calibrate, matching_gains
 from mgct.calibration import Calibration, PathGains
+from mgct.checkpoint import run_folder
 from mgct.cli import main
 from mgct.clip_folder import sample_to_folder
 from mgct.errors import MgctWarning, UserError
@@ -396,3 +397,51 @@ def test_a_damaged_calibration_is_refused(tmp_path, damage):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError):
         AVPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """The run folder of another model."""
+    run = tmp_path / "other"
+    with run_folder(run, "clip: {}", "mgct train"):
+        AVPipeline(tiny_unet(), CLIP).save_pretrained(run / "model")
+    return run
+
+
+CALL = ["world:landscape", "--num", "2", "--steps", "[2]"]
+
+
+@pytest.mark.parametrize("out", ["other/model", "other/best", "other/new/copy"])
+def test_the_model_of_another_run_is_not_replaced(model, other_run, tmp_path, capsys, out):
+    before = {path: path.read_bytes() for path in other_run.rglob("*") if path.is_file()}
+    with locked(other_run, "mgct train"):
+        assert main(["calibrate", str(model), *CALL, "--out", str(tmp_path / out)]) == 2
+    assert "is of another run or model than" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in other_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_copy_is_replaced_by_one_of_the_same_weights_alone(model, tmp_path, capsys):
+    copy = ["--out", str(tmp_path / "copy")]
+    for _ in range(2):
+        assert main(["calibrate", str(model), *CALL, *copy]) == 0
+    pipe = AVPipeline.from_pretrained(model)
+    next(pipe.unet.parameters()).data.add_(1)
+    pipe.save_pretrained(model)
+    assert main(["calibrate", str(model), *CALL, *copy]) == 2
+    assert "is of another run or model than" in capsys.readouterr().err
+
+
+def test_a_copy_inside_a_run_is_made_while_nobody_trains_there(other_run, capsys):
+    call = ["calibrate", str(other_run), *CALL, "--out", str(other_run / "calibrated")]
+    with locked(other_run, "mgct train"):
+        assert main(call) == 2
+    assert "another mgct train or calibrate is writing" in capsys.readouterr().err
+    assert main(call) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["calibrate", str(model), *CALL, "--out", str(tmp_path / "file" / "copy")]) == 2
+    err = capsys.readouterr().err
+    assert "copy cannot be made (Not a directory): choose another folder" in err
+    assert "calls, on" not in err

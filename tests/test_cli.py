@@ -56,6 +56,14 @@ def test_each_command_has_help(capsys, name):
         (["worlds", "dance", "latin1.yaml/out"], "latin1.yaml"),
         (["train", "--config", "latin1.yaml"], "not text in UTF-8"),
         (["compare", "a.json", "b.json"], "no metric card at a.json"),
+        (["sample", "no-such-model", "out", "--steps", "0"], "takes 1 to 1000 steps, got 0"),
+        (["sample", "no-such-model", "out", "--sampler", "euler"], "unknown sampler 'euler'"),
+        (["sample", "no-such-model", "out", "--batch_size", "0"], "batch_size must be at least 1"),
+        (["sample", "no-such-model", "out", "--num", "0"], "got num=0"),
+        (["sample", "no-such-model", "out", "--num", "100000000000"], "holds 1 to 1,000,000 clips"),
+        (["sample", "no-such-model", "out", "--guidance_scale", "5"], "guidance_scale is for what is given"),
+        (["sample", "no-such-model", "out", "--method", "guided"], "method is for what is given"),
+        (["sample", "no-such-model", "out", "--video_coupling", "1e4"], "video_coupling must be a number from -1000"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(capsys, monkeypatch, tmp_path, arguments, message):
@@ -150,6 +158,17 @@ def test_a_second_stage_that_bfloat16_would_round_away_is_warned_of(capsys, recw
     status, _, err = run(capsys, "train", *arguments, *off, "--train.precision=bf16", *options)
     assert (status, "no-such-folder" in err) == (2, True)
     assert any("λ = 1 in bfloat16" in str(warning.message) for warning in recwarn) == warned
+
+
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_a_velocity_s_weight_for_a_network_that_predicts_noise_is_warned_of(capsys, recwarn, prediction_type, modality):
+    options = [f"--model.prediction_type={prediction_type}", f"--noise_weight.{modality}=VelocityWeight"]
+    status, _, err = run(capsys, "train", f"--config={ROOT}/configs/micro.yaml", "--data=no-such-folder", *options)
+    assert (status, "no-such-folder" in err) == (2, True)
+    warned = any("a few clips decide each step; use MinSNR" in str(warning.message) for warning in recwarn)
+    assert warned == (prediction_type == "epsilon")
 
 
 def test_an_objective_is_chosen_in_the_yaml(tmp_path):

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgct import AVPipeline, AVSample, ClipSpec
+from mgct.checkpoint import run_folder
+from mgct.cli import main
 from mgct.clip_folder import load_clips, sample_to_folder
 from mgct.commands.sample import sample
 from mgct.data.media import AudioReader, VideoReader, read_clip
@@ -108,6 +110,33 @@ def test_what_cannot_be_made_claims_no_folder(model, tmp_path):
         with pytest.raises(UserError):
             sample_to_folder(pipe, out, 1, SamplingOptions(**{"steps": 8, "progress": False, **bad}))
         assert not out.exists()
+
+
+def test_a_record_without_clips_gives_way_to_another(model, tmp_path):
+    """What fails before its first clip claims nothing."""
+    pipe = AVPipeline.from_pretrained(model)
+
+    def full(*_):
+        raise UserError("no space left")
+
+    with pytest.raises(UserError, match="no space left"):
+        sample_to_folder(pipe, tmp_path, 1, SamplingOptions(steps=8, progress=False), finish=full)
+    sample_to_folder(pipe, tmp_path, 1, SamplingOptions(steps=9, progress=False))
+    assert json.loads((tmp_path / "sampling.json").read_text())["steps"] == 9
+
+
+def test_clips_are_not_put_into_a_run_or_a_saved_model(model, tmp_path, capsys):
+    run = tmp_path / "run"
+    with run_folder(run, "", "mgct train"):
+        shutil.copytree(model, run / "model")
+    before = sorted(run.rglob("*"))
+    for out in (run, run / "model"):
+        assert main(["sample", str(run), str(out), "--steps=1"]) == 2
+        assert f"{out} holds a run or a saved model: choose another folder" in capsys.readouterr().err
+        assert main(["worlds", "landscape", str(out), "--num=1"]) == 2
+        assert f"{out} holds a run or a saved model: choose another folder" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+    assert main(["sample", str(run), str(run / "clips"), "--steps=8", "--sampler=dpm-solver++", "--num=1"]) == 0
 
 
 @pytest.mark.parametrize("record", ["{", "[]"])

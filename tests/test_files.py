@@ -1,10 +1,14 @@
 """Files are whole or not there, and a folder has one writer."""
 
+import pickle
+
 import pytest
+import torch
 from safetensors import SafetensorError
 
+from mgct.convert import read_state_dict
 from mgct.errors import UserError
-from mgct.files import locked, replace_folder, restore_folders, write_whole
+from mgct.files import check_can_make, locked, replace_folder, restore_folders, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
@@ -97,3 +101,25 @@ def test_a_folder_has_one_writer(tmp_path):
         pass
     with locked(tmp_path, "mgct train"):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_it_is_needed(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file/new", "file/new/deeper"):
+        with pytest.raises(UserError, match=r"new.* cannot be made \(Not a directory\): choose another"):
+            check_can_make(tmp_path / place)
+    check_can_make(tmp_path / "new" / "deeper")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"a": object}), pickle.dumps([1])])
+def test_a_file_that_is_no_state_dict_is_one_line_with_our_advice(tmp_path, suffix, content):
+    path = (tmp_path / "weights").with_suffix(suffix)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"save its state_dict alone, as \.pt or \.safetensors$") as caught:
+        read_state_dict(path)
+    assert str(caught.value).isprintable()
+    assert "weights_only" not in str(caught.value)
+    torch.save({"a": torch.ones(1)}, tmp_path / "good.pt")
+    assert read_state_dict(tmp_path / "good.pt").keys() == {"a"}

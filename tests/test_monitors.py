@@ -270,3 +270,13 @@ def test_the_held_out_noise_of_the_modalities_is_not_the_same():
 
     video, audio = (_noise(torch.zeros(1, 8), modality, range(1)) for modality in ("video", "audio"))
     assert not torch.equal(video, audio)
+
+
+def test_more_held_out_clips_than_memory_has_room_for_are_refused():
+    with pytest.raises(UserError, match=r"monitor\.test_loss_clips must be at most 10,000, got 1000000000"):
+        HeldOutLoss("world:landscape", CLIP, 10**9, torch.device("cpu"), 3)
+
+
+def test_held_out_clips_are_kept_once_however_often_they_are_used(tiny_shards):
+    held = HeldOutLoss(str(tiny_shards), CLIP, 64, torch.device("cpu"), 64)
+    assert {split: len(clips.video) for split, clips in held.clips.items()} == {"train": 8, "test": 2}

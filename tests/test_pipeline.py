@@ -21,6 +21,7 @@ from mgct.grids import Point
 from mgct.noise import NoiseSchedule
 from mgct.samplers import SAMPLERS, Sampler
 from mgct.sampling_options import SamplingOptions
+from mgct.two_levels import best_method
 from mgct.types import dequantise, quantise
 from mgct.windows import windowed
 
@@ -231,8 +232,13 @@ def test_a_network_that_knows_two_levels_is_told_that_the_given_modality_is_clea
         pipe(steps=3, video_coupling=2.0, **QUIET)
     with pytest.raises(UserError, match="with one given: guidance_scale"):
         told.audio_to_video(sound, steps=3, video_coupling=2.0, **QUIET)
-    with pytest.raises(UserError, match="audio_coupling must be a number"):
-        told(steps=3, audio_coupling=math.inf, **QUIET)
+    for beyond in (math.inf, math.nan, -1001.0):
+        with pytest.raises(UserError, match="audio_coupling must be a number from -1000 to 1000"):
+            told(steps=3, audio_coupling=beyond, **QUIET)
+        with pytest.raises(UserError, match="guidance_scale must be a number from -1000 to 1000"):
+            told.audio_to_video(sound, steps=3, guidance_scale=beyond, **QUIET)
+    with pytest.raises(UserError, match="guidance_scale is not for method 'replacement'"):
+        told.audio_to_video(sound, steps=3, method="replacement", guidance_scale=3.0, **QUIET)
     with pytest.raises(UserError, match="for all of one modality given"):
         told.extend(made, 1.0, steps=3, method="conditional", **QUIET)
     with pytest.raises(UserError, match="for all of one modality given"):
@@ -242,6 +248,50 @@ def test_a_network_that_knows_two_levels_is_told_that_the_given_modality_is_clea
     with pytest.raises(UserError, match="'consistency' needs a network that predicts ends of paths"):
         told(steps=2, sampler="consistency", audio_coupling=2.0, **QUIET)
     assert torch.equal(told.audio_to_video(sound, sampler="map", steps=2, **QUIET).audio[0], sound)  # by replacement
+
+
+@pytest.mark.parametrize(
+    ("given", "independent", "conditional", "guidance"),
+    [(0.0, 0.0, False, False), (0.4, 0.0, True, False), (0.0, 0.2, True, True), (0.4, 0.2, True, True)],
+)
+def test_a_model_is_not_asked_for_noise_levels_that_it_was_not_trained_on(
+    pipe, tmp_path, given, independent, conditional, guidance
+):
+    """Conditional needs either share, guidance and coupling ``independent``; of an older model nothing is known."""
+    told = AVPipeline(
+        MultimodalUNet(**{**pipe.unet.config, "audio_time": True}),
+        CLIP,
+        noise_levels_apart={"given": given, "independent": independent},
+    )
+    told.save_pretrained(tmp_path)
+    told = AVPipeline.from_pretrained(tmp_path)
+    sound, how = torch.zeros(1, CLIP.audio_samples), {"steps": 1, "sampler": "ddim", **QUIET}
+    assert best_method(told, SamplingOptions()) == ("conditional" if conditional else "replacement")
+    ways = [
+        (conditional, "conditional' needs", lambda: told.audio_to_video(sound, method="conditional", **how)),
+        (
+            guidance,
+            "guidance_scale of method 'conditional' needs" if conditional else "conditional' needs",
+            lambda: told.audio_to_video(sound, method="conditional", guidance_scale=2.0, **how),
+        ),
+        (guidance, "video_coupling and audio_coupling need", lambda: told(video_coupling=2.0, **how)),
+    ]
+    for can, said, make in ways:
+        if can:
+            make()
+        else:
+            with pytest.raises(UserError, match=f"{said} a network .* this one was not: "):
+                make()
+    index = tmp_path / "model_index.json"
+    facts = json.loads(index.read_text())
+    index.write_text(json.dumps({**facts, "noise_levels_apart": {"given": 0.4}}))
+    with pytest.raises(UserError, match="cannot be loaded as a saved pipeline"):
+        AVPipeline.from_pretrained(tmp_path)
+    del facts["noise_levels_apart"]
+    index.write_text(json.dumps(facts))
+    old = AVPipeline.from_pretrained(tmp_path)
+    assert best_method(old, SamplingOptions()) == "conditional"
+    old(video_coupling=2.0, **how)
 
 
 def test_guidance_by_the_other_modality_keeps_clips_in_range_and_compares_like_with_like(pipe):
@@ -536,6 +586,22 @@ def test_out_of_memory_names_the_batch_size_to_try(pipe, batch_size, advice):
         handle.remove()
 
 
+def test_a_clip_too_long_for_memory_is_told_so(pipe):
+    for seconds in (1e13, 1e300):
+        with pytest.raises(UserError, match="does not fit into memory: ask for fewer seconds"):
+            pipe(seconds=seconds, steps=2, **QUIET)
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = pipe.unet.register_forward_pre_hook(exhausted)
+    try:
+        with pytest.raises(UserError, match="batch_size is 1 already: ask for fewer seconds"):
+            pipe(seconds=1.0, steps=2, batch_size=1, **QUIET)
+    finally:
+        handle.remove()
+
+
 def test_a_file_that_holds_no_clips_is_refused(tmp_path):
     path = tmp_path / "clips_000000-000001.safetensors"
     path.write_bytes(b"nothing")
@@ -588,6 +654,15 @@ def test_a_model_s_own_start_is_taken_where_it_fits_and_no_other_is_asked_for(pi
 def test_a_start_that_cannot_be_is_refused(pipe, options, words):
     with pytest.raises(UserError, match=words):
         pipe(**options, **QUIET)
+
+
+@pytest.mark.parametrize("start", ["abc", -7, 0, 5000, 700.5, True])
+def test_a_model_whose_own_start_cannot_be_is_refused(pipe, tmp_path, start):
+    pipe.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "start_timestep": start}))
+    with pytest.raises(UserError, match=f"start_timestep must be a whole number from 1 to 999, got {start!r}"):
+        AVPipeline.from_pretrained(tmp_path)
 
 
 def test_clips_that_are_not_finite_are_named_and_not_given_out():

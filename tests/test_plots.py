@@ -156,6 +156,14 @@ def test_an_upsampler_s_losses_are_drawn_and_what_was_written_is_said(upsampler_
     assert (tmp_path / "losses.png").stat().st_size > 1000
 
 
+def test_a_run_without_a_row_yet_is_told_from_what_is_no_run(upsampler_run, tmp_path):
+    with pytest.raises(UserError, match="no metrics there"):
+        plot_loss(tmp_path, tmp_path / "loss.png")
+    (upsampler_run / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"no row in metrics\.jsonl yet: one comes every train\.log_every steps"):
+        plot_loss(upsampler_run, tmp_path / "loss.png")
+
+
 def test_a_figure_that_cannot_be_written_leaves_the_one_before(upsampler_run, tmp_path, monkeypatch):
     out = tmp_path / "loss.png"
     out.write_bytes(b"before")

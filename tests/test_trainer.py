@@ -16,9 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from mgct import AVPipeline, ClipSpec, cli
 from mgct.checkpoint import (
     checkpoint_to_resume,
     list_checkpoints,
+    open_run_folder,
     read_checkpoint,
     read_metrics,
     run_folder,
@@ -327,7 +329,7 @@ def test_only_the_last_checkpoints_stay_and_a_broken_save_leaves_them_whole(tmp_
 def test_a_damaged_checkpoint_is_named(tmp_path):
     path = write_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(2)}}, {}, keep=1)
     (path / "model.safetensors").write_bytes(b"junk")
-    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read .*take .*step-00000001 away"):
         read_checkpoint(tmp_path).tensors("model")
     with pytest.raises(UserError, match="no checkpoint there"):
         read_checkpoint(tmp_path / "nowhere")
@@ -471,14 +473,18 @@ def test_sigterm_saves_and_resume_goes_on(tiny_shards, tmp_path):
     run = tmp_path / "run"
     config = write_config(tmp_path / "config.yaml", steps=400)
     arguments = ["train", "--config", config, "--data", tiny_shards, "--out", run]
-    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not read_metrics(run) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, process.stderr.read()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
     stopped = read_checkpoint(run).state["step"]
     assert 0 < stopped < 400
+    assert out.splitlines()[-1] == f"{run}: stopped at step {stopped} of 400; go on with --resume"
     refused = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith("mgct: ")
@@ -651,3 +657,113 @@ def test_delta_is_compared_with_an_average_over_steps_not_rows(tmp_path):
     first, second = read_metrics(tmp_path)
     keep = 0.9**3
     assert second["loss_average"] == pytest.approx(keep * first["loss_mm"] + (1 - keep) * second["loss_mm"])
+
+
+@pytest.mark.parametrize("kind", ["train", "train-upsampler"])
+@pytest.mark.parametrize("foreign", ["config.yaml", "model/thing.txt", "samples/mine.mp4"])
+def test_a_folder_of_something_else_is_not_trained_into(tiny_shards, tmp_path, capsys, kind, foreign):
+    from tests import test_upsampler
+
+    write = {"train": write_config, "train-upsampler": test_upsampler.write_config}[kind]
+    config, out = write(tmp_path / "config.yaml", steps=1), tmp_path / "p"
+    (out / foreign).parent.mkdir(parents=True)
+    (out / foreign).write_text("resume: false\nlearner: svm\n")
+    before = sorted(out.rglob("*"))
+    assert cli.main([kind, f"--config={config}", f"--data={tiny_shards}", f"--out={out}"]) == 2
+    said = f"p is not empty and holds no run of mgct {kind}: choose a new folder"
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+    assert sorted(out.rglob("*")) == before
+    assert (out / foreign).read_text() == "resume: false\nlearner: svm\n"
+
+
+def test_a_run_folder_can_be_used_again_and_so_can_one_with_notes(tmp_path):
+    for config in ("", "clip: {frames: 4}\n"):
+        run = tmp_path / f"failed early {len(config)}"
+        with run_folder(run, config, "mgct train"):
+            (run / "model").mkdir()
+        open_run_folder(run, "mgct train")
+    write_checkpoint(tmp_path / "without its config", 1, {}, {}, keep=1)
+    open_run_folder(tmp_path / "without its config", "mgct train")
+    (tmp_path / "notes").mkdir()
+    open_run_folder(tmp_path / "notes", "mgct train")
+    (tmp_path / "notes" / "piece.yaml").write_text("")
+    open_run_folder(tmp_path / "notes", "mgct train")
+
+
+def test_a_checkpoint_of_another_network_is_damaged(undisturbed, tmp_path):
+    path = read_checkpoint(undisturbed).path
+    copy = shutil.copytree(path, tmp_path / "checkpoints" / path.name)
+    save_file({"a": torch.ones(2)}, copy / "model.safetensors")
+    checkpoint = read_checkpoint(tmp_path)
+    with (
+        pytest.raises(UserError, match=rf"{path.name} is damaged \(.*\); take .* away to resume") as caught,
+        checkpoint.explained(),
+    ):
+        trainer(tmp_path / "run").load(checkpoint)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="a bug"), checkpoint.explained():
+        raise RuntimeError("a bug")
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_shards, tmp_path_factory):
+    """A run of one step that began from a saved model, the arguments that made it but --init, and the model."""
+    folder = tmp_path_factory.mktemp("begun")
+    AVPipeline(randomised(), ClipSpec(4, 10.0, 8, 160), start_timestep=700).save_pretrained(folder / "first")
+    config = write_config(folder / "config.yaml", steps=1)
+    arguments = ["train", f"--config={config}", f"--data={tiny_shards}", f"--out={folder / 'run'}"]
+    assert cli.main([*arguments, f"--init={folder / 'first'}"]) == 0
+    return folder / "run", arguments, folder / "first"
+
+
+@pytest.mark.parametrize("kept_in", ["checkpoint", "config.yaml"])
+def test_a_run_that_goes_on_keeps_what_it_began_from(begun, tmp_path, capsys, kept_in):
+    begun_run, arguments, first = begun
+    run = shutil.copytree(begun_run, tmp_path / "run")
+    resume = [*arguments[:-1], f"--out={run}", "--resume", "--train.steps=2"]
+    if kept_in == "config.yaml":
+        state = run / "checkpoints" / "step-00000001" / "state.json"
+        facts = json.loads(state.read_text())
+        del facts["config"]["init"]
+        state.write_text(json.dumps(facts))
+    assert cli.main([*resume, f"--init={tmp_path / 'other'}"]) == 2
+    assert f"began from {first}, not from {tmp_path / 'other'}: resume without --init" in capsys.readouterr().err
+    assert cli.main(resume) == 0
+    assert f"Began from the weights of `{first}`" in (run / "model" / "README.md").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["init"] == str(first)
+    assert json.loads((run / "model" / "model_index.json").read_text())["start_timestep"] == 700
+
+
+def test_a_damaged_model_of_a_run_is_not_needed_to_go_on(begun, tmp_path, capsys):
+    begun_run, arguments, _ = begun
+    run = shutil.copytree(begun_run, tmp_path / "run")
+    resume = [*arguments[:-1], f"--out={run}", "--resume", "--train.steps=2"]
+    for damage, said in (("{", "is damaged"), ('{"start_timestep": "abc"}', "a model's start_timestep must be")):
+        (run / "model" / "model_index.json").write_text(damage)
+        assert cli.main(resume) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mgct: ")]
+        assert said in line
+        assert f"delete {run / 'model'} and resume without it" in line
+    shutil.rmtree(run / "model")
+    assert cli.main(resume) == 0
+    assert json.loads((run / "model" / "model_index.json").read_text())["start_timestep"] == 700
+
+
+def test_a_model_keeps_what_it_was_trained_on_of_two_noise_levels(begun, tmp_path):
+    """Of a model from before this was kept it stays unknown, of one that had no second level it is what a run adds."""
+    _, arguments, first = begun
+    told = [*arguments[:-1], "--model.audio_time=true"]
+
+    def trained(name, *options):
+        assert cli.main([*told, f"--out={tmp_path / name}", *options]) == 0
+        return AVPipeline.from_pretrained(tmp_path / name).config.noise_levels_apart
+
+    given = trained("given", f"--init={first}", "--timesteps.given=0.4")
+    assert given == {"given": 0.4, "independent": 0.0}
+    both = trained("both", f"--init={tmp_path / 'given'}", "--timesteps.independent=0.2")
+    assert both == {"given": 0.4, "independent": 0.2}
+    index = tmp_path / "given" / "model" / "model_index.json"
+    facts = json.loads(index.read_text())
+    del facts["noise_levels_apart"]
+    index.write_text(json.dumps(facts))
+    assert trained("old", f"--init={tmp_path / 'given'}", "--timesteps.independent=0.2") is None

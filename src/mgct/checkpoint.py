@@ -23,9 +23,43 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mgct.errors import UserError
-from mgct.files import locked, write_whole
+from mgct.files import locked, restore_folders, write_whole
 
 STATE_FILE = "state.json"
+CONFIG_FILE = "config.yaml"
+WRITTEN = (CONFIG_FILE, "checkpoints", "model", "best", "samples", "metrics.jsonl", "diverged.json")
+"""What a training writes into its run folder, and replaces there."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a training began in the folder: it keeps its configuration there before anything else."""
+    try:
+        kept = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    except (OSError, UnicodeError, yaml.YAMLError):
+        kept = None
+    ours = isinstance(kept, dict) and kept.get("resume") is False and ("clip" in kept or len(kept) == 1)
+    return ours or bool(list_checkpoints(folder))
+
+
+def open_run_folder(out: Path, command: str) -> None:
+    """See that a training may write into ``out``, and put back what a kill left there half-replaced.
+
+    Raises:
+        UserError: it holds something else that the training would overwrite.
+    """
+    if not is_run_folder(out) and any((out / name).exists() for name in WRITTEN):
+        raise UserError(f"{out} is not empty and holds no run of {command}: choose a new folder")
+    restore_folders(out)
+
+
+def refuse_model_folder(folder: Path) -> None:
+    """Refuse a folder for clips that holds a run or a saved model, which its next checkpoint may replace.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_run_folder(folder) or (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} holds a run or a saved model: choose another folder for the clips")
 
 
 @contextmanager
@@ -41,7 +75,7 @@ def run_folder(out: Path, config_yaml: str, command: str) -> Iterator[None]:
         raise UserError(f"{out}: the run folder cannot be made ({error.strerror}); choose another --out") from error
     with locked(out, command):
         text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
-        write_whole(out / "config.yaml", lambda draft: draft.write_text(text))
+        write_whole(out / CONFIG_FILE, lambda draft: draft.write_text(text))
         yield
 
 
@@ -71,17 +105,22 @@ class Checkpoint:
         try:
             return load_file(file)
         except Exception as error:
-            raise UserError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error
+            raise UserError(f"{file}: cannot be read ({error}); {self._advice}") from error
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Say of what a damaged checkpoint lacks that it is damaged."""
         try:
             yield
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path} is damaged ({error!r}); take it away to resume from an earlier one"
-            ) from error
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+                raise
+            reason = " ".join(str(error).split()) if isinstance(error, RuntimeError) else repr(error)
+            raise UserError(f"{self.path} is damaged ({reason[:200]}); {self._advice}") from error
+
+    @property
+    def _advice(self) -> str:
+        return f"take {self.path} away to resume from an earlier checkpoint"
 
 
 LATER = {"prediction_type": "epsilon"}
@@ -130,6 +169,32 @@ def checkpoint_to_resume(
                 f"--train.steps {done + steps}"
             )
     return checkpoint
+
+
+def began_from(run: Path, checkpoint: Checkpoint | None, init: str) -> str:
+    """The weights that a run began from, as ``--init`` named them.
+
+    Args:
+        run: the run folder.
+        checkpoint: what is resumed; None: a run begins, from ``init``.
+        init: as given; empty: none.
+
+    Raises:
+        UserError: a run that is resumed began from others.
+    """
+    if checkpoint is None:
+        return init
+    with checkpoint.explained():
+        before = checkpoint.state["config"].get("init")
+    if before is None and (run / CONFIG_FILE).is_file():  # a checkpoint from before it was kept there
+        try:
+            before = yaml.safe_load((run / CONFIG_FILE).read_text()).get("init")
+        except (UnicodeError, yaml.YAMLError, AttributeError) as error:
+            raise UserError(f"{run / CONFIG_FILE} is damaged; take it away to resume without it") from error
+    before = str(before or "")
+    if init not in ("", before):
+        raise UserError(f"{run} began from {before or 'no other weights'}, not from {init}: resume without --init")
+    return before
 
 
 def as_json(values: Any) -> Any:
@@ -214,7 +279,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError("it does not say the step")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path / STATE_FILE}: cannot be read ({error}); resume from another checkpoint") from error
+        raise UserError(
+            f"{path / STATE_FILE}: cannot be read ({error}); take {path} away to resume from an earlier checkpoint"
+        ) from error
     return Checkpoint(path, state)
 
 

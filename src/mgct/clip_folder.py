@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgct.calibration import TABLES
+from mgct.checkpoint import refuse_model_folder
 from mgct.errors import UserError
 from mgct.files import write_whole
 from mgct.given import Given
@@ -88,6 +89,12 @@ def load_clips(path: str | Path) -> tuple[AVSample, ClipSpec]:
     return dequantise(stored), clip
 
 
+def check_count(num_clips: int) -> None:
+    """Refuse to make no clips, or more than the names of their files are for."""
+    if not 1 <= num_clips <= 10**6:
+        raise UserError(f"a folder holds 1 to 1,000,000 clips, got num={num_clips}: choose another number")
+
+
 def _clip_name(index: int) -> str:
     return f"clip_{index:06d}.mp4"
 
@@ -150,8 +157,8 @@ def sample_to_folder(
     Raises:
         UserError: the folder holds clips that were made otherwise; and as in `AVPipeline.__call__`.
     """
-    if num_clips < 1:
-        raise UserError(f"num_clips must be at least 1, got {num_clips}")
+    check_count(num_clips)
+    refuse_model_folder(folder)
     size = 1 if format == "mp4" else shard_size
     files = [range(first, min(first + size, num_clips)) for first in range(0, num_clips, size)][rank::world_size]
     missing = [file for file in files if not (folder / _file_name(file, format)).exists()]
@@ -240,18 +247,17 @@ def _record(
 
 
 def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record of how the clips are made, or compare it with the one that is there."""
+    """Write the record of how the clips are made, or compare it with that of the clips that are there."""
     path, text = folder / "sampling.json", json.dumps(record, indent=1, default=str)
     # looked at first: another process writes the record before its first clip
     clips = any(folder.glob("clip*.mp4")) or any(folder.glob("clips_*.safetensors"))
-    if not path.exists():
-        if clips:
-            raise UserError(f"{folder} holds clips without a record of how they were made; choose an empty folder")
-        write_whole(path, lambda temporary: temporary.write_text(text + "\n"))
-        return
-    before, now = read_record(path), json.loads(text)
+    if clips and not path.exists():
+        raise UserError(f"{folder} holds clips without a record of how they were made; choose an empty folder")
+    before, now = read_record(path) if path.exists() else {}, json.loads(text)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
+    if differing and not clips:
+        write_whole(path, lambda temporary: temporary.write_text(text + "\n"))
+    elif differing:
         changes = ", ".join(f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in differing)
         raise UserError(f"{folder} holds clips made otherwise ({changes}); choose another folder, or empty it")
 

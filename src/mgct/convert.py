@@ -165,7 +165,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, or not a file of tensors.
     """
-    path = Path(path)
+    path, advice = Path(path), "save its state_dict alone, as .pt or .safetensors"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the .pt or .safetensors file of the checkpoint")
     try:
@@ -176,9 +176,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a file of tensors ({str(error).splitlines()[0]})") from error
+        reason = "it is damaged, or holds more than tensors" if path.stat().st_size else "it is empty"
+        raise UserError(f"{path}: cannot be read as a file of tensors ({reason}): {advice}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds something else than a state_dict of tensors")
+        raise UserError(f"{path}: holds something else than a state_dict of tensors: {advice}")
     return state
 
 

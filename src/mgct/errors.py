@@ -18,8 +18,15 @@ class MgctWarning(UserWarning):
 
 
 @contextmanager
-def explain_memory(setting: str, value: int) -> Iterator[None]:
+def explain_memory(
+    setting: str, value: int, at_one: str = "use a smaller model or clip, or a device with more"
+) -> Iterator[None]:
     """Turn running out of memory into one line that says which value of ``setting`` (a number of things) to try.
+
+    Args:
+        setting: its name.
+        value: its value.
+        at_one: what to do if it is 1 already.
 
     Raises:
         UserError: instead of the device's error.
@@ -36,7 +43,7 @@ def explain_memory(setting: str, value: int) -> Iterator[None]:
         if value > 1:
             advice = f"try {setting}={value // 2}"
         else:
-            advice = f"{setting} is 1 already: use a smaller model or clip, or a device with more"
+            advice = f"{setting} is 1 already: {at_one}"
         raise UserError(f"out of memory with {setting}={value}; {advice}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,20 @@ def restore_folders(parent: Path) -> None:
         folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
         if not folder.exists():
             old.rename(folder)
+
+
+def check_can_make(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before there is anything to put into it; nothing is made.
+
+    Raises:
+        UserError: the nearest folder above it that is there takes no file.
+    """
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 @contextmanager

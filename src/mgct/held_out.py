@@ -15,6 +15,9 @@ from mgct.metrics.sources import StoredSource, is_endless
 from mgct.noise import NoiseSchedule
 from mgct.types import AVSample, ClipSpec, dequantise
 
+MOST_CLIPS = 10_000
+"""Of each split; they are kept in memory, and a few hundred say enough."""
+
 
 class HeldOutLoss:
     """L_MM of the same clips, timesteps and noise at every call, so that nothing but the network moves it.
@@ -27,13 +30,18 @@ class HeldOutLoss:
         data: what is trained on: of a prepared folder, or a world with a number of clips, both splits are taken; of an
             endless world the test split alone; of anything else nothing.
         clip: facts of the clips.
-        count: clips of each split.
+        count: clips of each split, at most `MOST_CLIPS`.
         device: where the network is.
         batch_size: clips at once.
+
+    Raises:
+        UserError: too many clips are wanted.
     """
 
     def __init__(self, data: str, clip: ClipSpec, count: int, device: torch.device, batch_size: int) -> None:
-        self.device, self.batch_size = device, batch_size
+        if count > MOST_CLIPS:
+            raise UserError(f"monitor.test_loss_clips must be at most {MOST_CLIPS:,}, got {count}: 64 are usual")
+        self.count, self.device, self.batch_size = count, device, batch_size
         self.schedule = NoiseSchedule(device=device)
         self.clips = {split: clips for split in SPLITS if (clips := _clips(data, clip, split, count)) is not None}
 
@@ -43,15 +51,15 @@ class HeldOutLoss:
         return {f"loss_mm_{split}": self._mean(network, clips) for split, clips in self.clips.items()}
 
     def _mean(self, network: nn.Module, stored: AVSample) -> float:
-        count = len(stored.video)
+        count = self.count
         levels = torch.arange(count, dtype=torch.float64).add(0.5).mul(self.schedule.num_timesteps / count).floor()
         losses = []
         for first in range(0, count, self.batch_size):
-            part = slice(first, first + self.batch_size)
-            clips = dequantise(stored.map(lambda x, part=part: x[part]))
-            numbers = range(first, first + len(clips.video))
+            numbers = range(first, min(first + self.batch_size, count))
+            in_turn = torch.tensor(numbers) % len(stored.video)
+            clips = dequantise(stored.map(lambda x, rows=in_turn: x[rows]))
             noise = AVSample(video=_noise(clips.video, "video", numbers), audio=_noise(clips.audio, "audio", numbers))
-            timestep = levels[part].to(self.device)
+            timestep = levels[numbers.start : numbers.stop].to(self.device)
             loss = multimodal_loss(network, clips.to(self.device), noise.to(self.device), timestep, self.schedule)
             losses.append(loss.loss.double())
         return torch.cat(losses).mean().item()
@@ -63,7 +71,7 @@ def _noise(like: Tensor, modality: str, numbers: range) -> Tensor:
 
 
 def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None:
-    """The first clips of a split, in turn where it has fewer, stored form; None where there is no such split."""
+    """The first ``count`` clips of a split, or all, stored form; None where there is no such split."""
     endless = is_endless(data)
     if endless and split == "train":
         return None
@@ -73,6 +81,4 @@ def _clips(data: str, clip: ClipSpec, split: str, count: int) -> AVSample | None
         source = StoredSource(f"{data}:{count}" if endless else data, clip, split)
     except UserError:  # a split without clips; what else is wrong, the loader says
         return None
-    some = source.read(range(min(count, len(source))))
-    in_turn = torch.arange(count) % len(some.video)
-    return some.map(lambda x: x[in_turn])
+    return source.read(range(min(count, len(source))))

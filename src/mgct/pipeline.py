@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -33,6 +33,8 @@ from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
 from mgct.windows import Network, windowed
 
+FEWER_SECONDS = "ask for fewer seconds"
+
 
 class AVPipeline(DiffusionPipeline):
     """Generates video with its sound.
@@ -53,6 +55,8 @@ class AVPipeline(DiffusionPipeline):
             start is given; None: it is left as it is.
         calibration: gains of x̂0 for some ways of sampling (`mgct.calibration.Calibration`), used by these where nothing
             is given, or what is given is put in by replacement.
+        noise_levels_apart: the shares of clips, ``given`` and ``independent`` (`mgct.stages.Timesteps`), with two noise
+            levels that the network was trained on; None: not known.
     """
 
     _optional_components: ClassVar[list[str]] = ["coarse_start", "calibration"]
@@ -77,8 +81,10 @@ class AVPipeline(DiffusionPipeline):
         start_timestep: int | None = None,
         coarse_start: Any = None,
         calibration: Any = None,
+        noise_levels_apart: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        check_start(start_timestep, num_timesteps)
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
         self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration)
@@ -89,6 +95,7 @@ class AVPipeline(DiffusionPipeline):
             beta_start=beta_start,
             beta_end=beta_end,
             start_timestep=start_timestep,
+            noise_levels_apart=shares_apart(noise_levels_apart),
         )
         self.schedule = NoiseSchedule(num_timesteps, beta_start, beta_end)
         predicts_velocity = unet.config.get("prediction_type") == "v_prediction"
@@ -202,7 +209,7 @@ class AVPipeline(DiffusionPipeline):
         audio = as_clips(audio, 3, "audio", "(1, L) or (N, 1, L)")
         empty, chosen = torch.zeros(len(audio), 0, *self.clip.video_shape[1:]), SamplingOptions(**options)
         given = Given(
-            AVSample(video=empty, audio=audio), method or two_levels.best_method(self.unet, chosen), guidance_scale
+            AVSample(video=empty, audio=audio), method or two_levels.best_method(self, chosen), guidance_scale
         )
         indices = _clip_indices(len(audio) if num_clips is None else num_clips, indices)
         return _gather(self.stream(indices, chosen, given=given))
@@ -237,7 +244,7 @@ class AVPipeline(DiffusionPipeline):
         """
         video = as_clips(video, 5, "video", "(F, 3, H, W) or (N, F, 3, H, W)")
         start, chosen = AVSample(video=video, audio=torch.zeros(len(video), 1, 0)), SamplingOptions(**options)
-        given = Given(start, method or two_levels.best_method(self.unet, chosen), guidance_scale)
+        given = Given(start, method or two_levels.best_method(self, chosen), guidance_scale)
         indices = _clip_indices(len(video) if num_clips is None else num_clips, indices)
         return _gather(self.stream(indices, chosen, given=given))
 
@@ -331,11 +338,12 @@ class AVPipeline(DiffusionPipeline):
         else:
             frames = self.clip.frames if given is None else self._frames_of_given(given)
         shapes = self._shapes(frames)
+        self._check_room(shapes, frames)
         if given is not None:
             given.check(shapes, len(indices))
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
-        two_levels.check(self.unet, options, given, shapes)
+        two_levels.check(self, options, given, shapes)
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
@@ -347,6 +355,15 @@ class AVPipeline(DiffusionPipeline):
         return self._batches(network, shapes, indices, options, given)
 
     # ------------------------------------------------------------------------------------------ the common path
+
+    def _check_room(self, shapes: AVSample, frames: int) -> None:
+        """Refuse clips of which not one fits into memory, which is asked for and given back at once."""
+        try:
+            torch.empty(math.prod(shapes.video) + math.prod(shapes.audio))
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"one clip of {frames / self.clip.fps:g} s does not fit into memory: {FEWER_SECONDS}"
+            ) from error
 
     def check_sampler(self, options: SamplingOptions) -> None:
         """Refuse a sampler that needs a second time input which the network has not."""
@@ -380,7 +397,8 @@ class AVPipeline(DiffusionPipeline):
                     bar.update(len(x))
                     return pack(network(unpack(x, shapes), point))
 
-                with explain_memory("batch_size", options.batch_size):
+                at_one = (FEWER_SECONDS,) if shapes.video[0] > self.clip.frames else ()
+                with explain_memory("batch_size", options.batch_size, *at_one):
                     positions = range(first, first + len(batch))
                     x = self.integrate(predict, batch, positions, shapes, options, given)
                     self._check_finite(x, batch)
@@ -562,6 +580,20 @@ class AVPipeline(DiffusionPipeline):
 
 
 # ---------------------------------------------------------------------------------------------- checks, helpers
+
+
+def check_start(start_timestep: Any, num_timesteps: int) -> None:
+    """Refuse what is no noise level that a model can be sampled from; None is the schedule's last."""
+    whole = isinstance(start_timestep, int) and not isinstance(start_timestep, bool)
+    if start_timestep is not None and not (whole and 1 <= start_timestep < num_timesteps):
+        raise UserError(
+            f"a model's start_timestep must be a whole number from 1 to {num_timesteps - 1}, got {start_timestep!r}"
+        )
+
+
+def shares_apart(levels: Mapping[str, float] | None) -> dict[str, float] | None:
+    """``noise_levels_apart`` of a model, as it is kept."""
+    return None if levels is None else {name: float(levels[name]) for name in ("given", "independent")}
 
 
 def _clip_indices(num_clips: int, indices: Sequence[int] | None) -> list[int]:

@@ -17,6 +17,8 @@ from mgct.noise import add_noise, noise_from_x0, x0_from_noise
 from mgct.types import AVSample
 
 Predict = Callable[[Tensor, Point], Tensor]
+LARGEST_SCALE = 1000.0
+"""No guidance is stronger: of more nothing is left but rounding."""
 
 
 def clipped(predict: Predict) -> Predict:

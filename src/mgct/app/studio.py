@@ -318,7 +318,7 @@ class Studio:
         self._check(settings, clips, None, method)
 
         def start(pipe: AVPipeline, options: SamplingOptions) -> Iterator[tuple[list[int], AVSample]]:
-            chosen = self._given(given, kind, spec, "guided" if guided else best_method(pipe.unet, options))
+            chosen = self._given(given, kind, spec, "guided" if guided else best_method(pipe, options))
             return pipe.stream(range(clips), options, given=chosen)
 
         title = "video for your sound" if kind == "sound" else "sound for your video"

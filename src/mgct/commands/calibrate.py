@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 import sys
@@ -15,10 +16,11 @@ import torch
 from mgct import samplers
 from mgct.calibrate import calibrate, check_can_calibrate
 from mgct.calibration import Calibration, PathGains
+from mgct.checkpoint import is_run_folder
 from mgct.coarse_start import CoarseStart
 from mgct.commands.sample import PRECISIONS
 from mgct.errors import UserError, explain_memory
-from mgct.files import locked, replace_folder
+from mgct.files import check_can_make, locked, replace_folder
 from mgct.metrics.sources import ClipSource, open_as_trained
 from mgct.model_card import with_sampling
 from mgct.pipeline import AVPipeline
@@ -50,7 +52,8 @@ def calibrate_model(
     Args:
         model: a run folder made by `mgct train`, or a saved model's folder.
         data: what it was trained on: a folder made by `mgct prepare` or of clips, or world:landscape or world:dance.
-        out: folder of the calibrated copy, new, empty or of another saved model; without it the model itself changes.
+        out: folder of the calibrated copy, new, empty or an earlier copy of these weights; without it the model itself
+            changes.
         sampler: the sampler to calibrate, not consistency or map.
         steps: numbers of network calls to calibrate it for, as in [8,12]; the sampler's default if not given.
         start_timestep: the noisiest level, which becomes the model's own; if not given, that is taken.
@@ -73,7 +76,8 @@ def calibrate_model(
     for way in ways:
         check_can_calibrate(way)
         pipe.schedule_of(way)
-    with _held(folder, out):
+    check_can_make(target)
+    with _held(target):
         source = _training_clips(data, pipe.clip, max(num, COARSE_CLIPS))
         num = min(num, len(source))
         if num < 2:
@@ -113,14 +117,25 @@ def _target(folder: Path, out: Path | None) -> Path:
         holds_other = target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file()
         if holds_other or (target.exists() and not target.is_dir()) or target in folder.resolve().parents:
             raise UserError(f"{out} holds something else than a saved model; choose a new folder for --out")
+        other_run = any(is_run_folder(above) and above not in folder.resolve().parents for above in target.parents)
+        if other_run or ((target / "model_index.json").is_file() and not _same_network(folder, target)):
+            raise UserError(f"{out} is of another run or model than {folder}; choose a new folder for --out")
     return target
 
 
+def _same_network(folder: Path, other: Path) -> bool:
+    """Whether two saved models have the same files of weights."""
+    ours, theirs = (sorted(path.name for path in (one / "unet").glob("*.safetensors")) for one in (folder, other))
+    return ours == theirs and all(
+        filecmp.cmp(folder / "unet" / name, other / "unet" / name, shallow=False) for name in ours
+    )
+
+
 @contextmanager
-def _held(folder: Path, out: Path | None) -> Iterator[None]:
-    """Keep a training off its run folder while the model in it is changed."""
-    if out is None and (folder.parent / "config.yaml").is_file():
-        with locked(folder.parent, "mgct train or calibrate"):
+def _held(target: Path) -> Iterator[None]:
+    """Keep a training off its run folder while a model in it is changed."""
+    if (target.parent / "config.yaml").is_file():
+        with locked(target.parent, "mgct train or calibrate"):
             yield
     else:
         yield

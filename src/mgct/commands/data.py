@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from mgct.checkpoint import refuse_model_folder
 from mgct.types import ClipSpec
 
 
@@ -85,5 +86,6 @@ def write_videos(world: str, out: Path, num: int = 200, clip: ClipSpec = ClipSpe
     """
     from mgct.data.worlds.write import write_world
 
+    refuse_model_folder(out)
     write_world(world, out, num, clip, seed)
     print(f"{out}: {num} clips of {world}")

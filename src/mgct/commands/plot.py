@@ -92,6 +92,8 @@ def plot_loss(run: Path, out: Path) -> None:
         out: the PNG to write.
     """
     rows = read_metrics(run)
+    if not rows and (run / "metrics.jsonl").is_file():
+        raise UserError(f"{run}: no row in metrics.jsonl yet: one comes every train.log_every steps, so train longer")
     if not rows:
         raise UserError(f"{run}: no metrics there (metrics.jsonl); give the folder of a run that has been trained")
     state = read_checkpoint(run).state if list_checkpoints(run) else {}

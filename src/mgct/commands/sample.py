@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from mgct.clip_folder import BulkReport, fingerprint, sample_to_folder
+from mgct.clip_folder import BulkReport, check_count, fingerprint, sample_to_folder
 from mgct.commands.upsampler import find_upsampler
 from mgct.data.media import MEDIA_SUFFIXES, SOUND_SUFFIXES, MediaError, find_files, read_sound, read_video
 from mgct.errors import UserError
@@ -20,7 +20,7 @@ from mgct.given import Given, Method
 from mgct.layout import leave_processes, start_processes
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline
-from mgct.samplers import DEFAULT
+from mgct.samplers import DEFAULT, get_sampler
 from mgct.sampling_options import SamplingOptions
 from mgct.saved_models import find_pipeline
 from mgct.two_levels import best_method
@@ -88,31 +88,36 @@ def sample(
     """
     if audio is not None and video is not None:
         raise UserError("give --audio or --video, not both")
-    state = start_processes()
-    loaded: Any = AVPipeline.from_pretrained(find_pipeline(model))
-    pipe: AVPipeline = loaded.to(state.device)
-    torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
+    if audio is None and video is None:
+        for name, value in (("start_s", start_s or None), ("method", method), ("guidance_scale", guidance_scale)):
+            if value is not None:
+                raise UserError(f"{name} is for what is given of the clips: give --audio or --video too")
+    files = _files_of(audio, video)
+    if num is None:
+        num = len(files) if any(path is not None and path.is_dir() for path in (audio, video)) else 8
+    check_count(num)
     options = SamplingOptions(
         steps=steps,
         sampler=sampler,
         seed=seed,
         batch_size=batch_size,
-        progress=state.is_main_process,
         start_timestep=start_timestep,
         video_coupling=video_coupling,
         audio_coupling=audio_coupling,
     )
+    get_sampler(sampler, steps)
+    state = start_processes()
+    loaded: Any = AVPipeline.from_pretrained(find_pipeline(model))
+    pipe: AVPipeline = loaded.to(state.device)
+    torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
-    files = _files_of(audio, video)
-    method = method or best_method(pipe.unet, options)
+    method = method or best_method(pipe, options)
     given = _given(pipe, files, audio is not None, start_s, seconds, method, guidance_scale)
-    if num is None:
-        num = len(files) if any(path is not None and path.is_dir() for path in (audio, video)) else 8
     report = sample_to_folder(
         pipe,
         out,
         num,
-        options,
+        replace(options, progress=state.is_main_process),
         format=format,
         seconds=None if given is not None else seconds,
         given=given,
@@ -182,8 +187,6 @@ def _given(
 ) -> Given | None:
     """The sound of the files, or else their picture, as long as the clips to make."""
     if not files:
-        if start_s:
-            raise UserError("start_s is where a given file begins: give --audio or --video too")
         return None
     if not (math.isfinite(start_s) and start_s >= 0):
         raise UserError(f"start_s must be 0 or later, got {start_s}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,20 @@ import yaml
 from torch import nn
 
 from mgct import __version__
-from mgct.checkpoint import as_json, checkpoint_to_resume, run_folder
+from mgct.checkpoint import as_json, began_from, checkpoint_to_resume, open_run_folder, run_folder
 from mgct.clip_random import derive_seed
 from mgct.coarse_start import CoarseStart
 from mgct.convert import load_mm_diffusion
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import MgctWarning, UserError, explain_memory
-from mgct.files import replace_folder, restore_folders
+from mgct.files import replace_folder
 from mgct.layout import leave_processes, make_accelerator
-from mgct.losses import NoiseWeights, UnitWeight
+from mgct.losses import NoiseWeights, UnitWeight, VelocityWeight
 from mgct.model_card import ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import AVPipeline
+from mgct.pipeline import AVPipeline, check_start, shares_apart
 from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.saved_models import find_pipeline
 from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Timesteps, Transfer
@@ -72,7 +72,8 @@ def train(
         noise_weight: how much each noise level counts in the multimodal loss.
         timesteps: how the noise levels of the multimodal loss are drawn.
         monitor: what is watched while it trains.
-        init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file.
+        init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file. A run
+            that is resumed has its own.
         resume: go on from the newest checkpoint in the run folder.
         find_batch_size: only print the largest train.micro_batch_size that fits into memory.
         config_yaml: the whole configuration as YAML, kept in the run folder.
@@ -81,10 +82,13 @@ def train(
         raise UserError("train needs --data: a folder made by `mgct prepare`, or world:landscape or world:dance")
     accelerator = make_accelerator(train.precision)
     if accelerator.is_main_process:
-        restore_folders(out)
+        open_run_folder(out, "mgct train")
     config = as_json({"model": model, "clip": vars(clip), "data": data})
     checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
-    start_timestep = _start_timestep(str(out) if resume and (out / "model").is_dir() else init)
+    init = config["init"] = began_from(out, checkpoint, init)
+    settings = yaml.safe_load(config_yaml or "{}") | ({"init": init} if checkpoint else {})
+    before = _saved_facts(out if checkpoint and (out / "model" / "model_index.json").is_file() else init)
+    start_timestep = before.get("start_timestep")
     torch.manual_seed(derive_seed(train.seed, "weights"))
     unet = MultimodalUNet(**model)
     if init and checkpoint is None:
@@ -116,6 +120,15 @@ def train(
             MgctWarning,
             stacklevel=2,
         )
+    weighs_velocity = VelocityWeight in {type(weight) for weight in vars(noise_weight).values()}
+    if weighs_velocity and unet.config["prediction_type"] == "epsilon":
+        warnings.warn(
+            "noise_weight VelocityWeight with model.prediction_type epsilon: 1/α² reaches 24,000 at the last levels, "
+            "and a few clips decide each step; use MinSNR",
+            MgctWarning,
+            stacklevel=2,
+        )
+    apart = _noise_levels_apart(before, timesteps) if unet.config["audio_time"] else None
     objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight, timesteps)
 
     def loader(step: int) -> Iterable[ClipBatch]:
@@ -133,7 +146,14 @@ def train(
 
     def export(network: nn.Module, coarse_start: CoarseStart | None, objective: MGCT, step: int, name: str) -> None:
         recommended = recommended_samplers(objective.stage, consistency.jump.needs_target_time)
-        pipe = AVPipeline(network, clip, recommended, start_timestep=start_timestep, coarse_start=coarse_start)
+        pipe = AVPipeline(
+            network,
+            clip,
+            recommended,
+            start_timestep=start_timestep,
+            coarse_start=coarse_start,
+            noise_levels_apart=apart,
+        )
         facts = ModelFacts(
             name=out.name,
             clip=clip,
@@ -143,7 +163,7 @@ def train(
             began_from=init,
             step=step,
             stage=objective.stage,
-            settings=yaml.safe_load(config_yaml or "{}"),
+            settings=settings,
             version=__version__,
             start_timestep=start_timestep,
             coarse_start=coarse_start is not None,
@@ -159,7 +179,7 @@ def train(
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator, start_timestep)
     with (
-        run_folder(out, config_yaml, "mgct train")
+        run_folder(out, yaml.safe_dump(settings, sort_keys=False), "mgct train")
         if accelerator.is_main_process and not find_batch_size
         else nullcontext()
     ):
@@ -181,7 +201,10 @@ def train(
         clips = train.micro_batch_size or train.batch_size // accelerator.num_processes
         with explain_memory("train.micro_batch_size", clips):
             trainer.fit()
-    say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
+    if trainer.step < train.steps:
+        say(f"{out}: stopped at step {trainer.step} of {train.steps}; go on with --resume")
+    else:
+        say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
     leave_processes()
 
 
@@ -217,12 +240,30 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
     unet.load_state_dict(unet.with_time_inputs(other.state_dict()))
 
 
-def _start_timestep(source: str) -> int | None:
-    """The noise level that the saved model of ``source`` is sampled from, if there is such a model and it has one."""
-    if not source or Path(source).is_file():
-        return None
-    index = find_pipeline(source) / "model_index.json"
+def _saved_facts(source: str | Path) -> dict[str, Any]:
+    """What the saved model of ``source`` says of itself, ``audio_time`` of its network included; nothing of a file.
+
+    Raises:
+        UserError: it is damaged; of a run it is not needed.
+    """
+    if not str(source) or Path(source).is_file():
+        return {}
+    folder = find_pipeline(source)
     try:
-        return json.loads(index.read_text()).get("start_timestep")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{index} is damaged; export or copy the model anew") from error
+        facts: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+        network = json.loads((folder / "unet" / "config.json").read_text())
+        check_start(facts.get("start_timestep"), NoiseSchedule().num_timesteps)
+        seen = {"noise_levels_apart": shares_apart(facts.get("noise_levels_apart"))}
+        return {**facts, **seen, "audio_time": network.get("audio_time", False)}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        advice = f"delete {folder} and resume without it" if folder.parent == source else "export or copy it anew"
+        raise UserError(f"{folder} is damaged ({error}); {advice}") from error
+
+
+def _noise_levels_apart(before: Mapping[str, Any], timesteps: Timesteps) -> dict[str, float] | None:
+    """The largest shares of clips with two noise levels that the weights have seen; None: not known of those before."""
+    own = {"given": timesteps.given, "independent": timesteps.independent}
+    if not before.get("audio_time"):
+        return own
+    seen = before["noise_levels_apart"]
+    return None if seen is None else {name: max(share, seen[name]) for name, share in own.items()}

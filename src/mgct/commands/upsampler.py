@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 
-from mgct.checkpoint import as_json, checkpoint_to_resume, run_folder
+from mgct.checkpoint import as_json, began_from, checkpoint_to_resume, open_run_folder, run_folder
 from mgct.clip_random import derive_seed
 from mgct.convert import read_state_dict
 from mgct.data.batches import ClipBatch
 from mgct.data.shards import make_loader
 from mgct.errors import UserError, explain_memory
-from mgct.files import restore_folders
 from mgct.layout import Precision, leave_processes, make_accelerator
 from mgct.noise import NoiseSchedule
 from mgct.types import ClipSpec
@@ -49,7 +49,8 @@ def train_upsampler(
         clip: size and rates of the large clips, as prepared, and how many successive frames of each to take.
         train: how the run is trained.
         precision: bf16 runs the network in bfloat16; auto: bf16 where the device has it, else fp32.
-        init: begin from these weights: a saved upsampler, its run folder, or MM-Diffusion's .pt or .safetensors file.
+        init: begin from these weights: a saved upsampler, its run folder, or MM-Diffusion's .pt or .safetensors file. A
+            run that is resumed has its own.
         resume: go on from the newest checkpoint in the run folder.
         config_yaml: the whole configuration as YAML, kept in the run folder.
     """
@@ -57,9 +58,11 @@ def train_upsampler(
         raise UserError("train-upsampler needs --data: a folder made by `mgct prepare`, or world:landscape")
     accelerator = _accelerator(precision)
     if accelerator.is_main_process:
-        restore_folders(out)
+        open_run_folder(out, "mgct train-upsampler")
     config = as_json({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data})
     checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
+    init = config["init"] = began_from(out, checkpoint, init)
+    settings = yaml.safe_load(config_yaml or "{}") | ({"init": init} if checkpoint else {})
     if train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
@@ -85,7 +88,7 @@ def train_upsampler(
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     main = accelerator.is_main_process
-    with run_folder(out, config_yaml, "mgct train-upsampler") if main else nullcontext():
+    with run_folder(out, yaml.safe_dump(settings, sort_keys=False), "mgct train-upsampler") if main else nullcontext():
         accelerator.wait_for_everyone()
         schedule = NoiseSchedule(device=accelerator.device)
         trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
@@ -101,7 +104,9 @@ def train_upsampler(
             )
         trainer.fit()
     if main:
-        print(f"{out}: step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`")
+        stopped = f"stopped at step {trainer.step} of {train.steps}; go on with --resume"
+        done = f"step {trainer.step}; enlarge clips with `mgct sample MODEL CLIPS --upsampler {out}`"
+        print(f"{out}: {stopped if trainer.step < train.steps else done}")
     leave_processes()
 
 

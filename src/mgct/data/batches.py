@@ -61,15 +61,20 @@ def stack(
     return ClipBatch(AVSample(video=videos, audio=audios), [key for key, *_ in arrays], torch.tensor(list(positions)))
 
 
-def array_of(content: bytes, dtype: type[np.generic], axes: int) -> NDArray[Any]:
-    """The array in the bytes of an .npy file, without a copy and without pickle."""
+def array_of(content: bytes, dtype: type[np.generic], axes: int, where: str) -> NDArray[Any]:
+    """The array in the bytes of an .npy file, without a copy and without pickle; ``where`` it is, for messages."""
     try:
         shape, found, start = _header(content[:128])
         array = np.frombuffer(content, found, offset=start).reshape(shape)
     except (ValueError, OverflowError, SyntaxError, tokenize.TokenError) as error:
-        raise UserError(f"a clip's array is damaged ({one_line(str(error))})") from error
+        raise UserError(
+            f"{where}: a clip's array is damaged ({one_line(str(error))}): prepare the videos anew"
+        ) from error
     if array.dtype != dtype or array.ndim != axes:
-        raise UserError(f"a clip's array holds {array.dtype} {array.shape}, not {np.dtype(dtype)} with {axes} axes")
+        raise UserError(
+            f"{where}: a clip's array holds {array.dtype} {array.shape}, not {np.dtype(dtype)} with {axes} axes: "
+            "prepare the videos anew"
+        )
     return array
 
 

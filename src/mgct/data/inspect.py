@@ -107,9 +107,14 @@ def as_summary(facts: Sequence[MediaFacts]) -> str:
         loud = [entry.loudness_lufs for entry in both if entry.loudness_lufs is not None]
         if loud:
             lines.append(f"loudness: {min(loud):.1f} to {max(loud):.1f} LUFS, median {np.median(loud):.1f}")
-    kinds = Counter(problem.split(":")[0].rstrip("0123456789. s") for entry in facts for problem in entry.problems)
+    kinds = Counter(kind for entry in facts for kind in dict.fromkeys(map(_kind, entry.problems)))
     lines += [f"  {count} x {kind}" for kind, count in kinds.most_common(12)]
     return "\n".join(lines)
+
+
+def _kind(problem: str) -> str:
+    """A problem without what it is in numbers, and without the reason."""
+    return problem.split(":")[0].rstrip("0123456789. s")
 
 
 def as_json(facts: Sequence[MediaFacts]) -> str:

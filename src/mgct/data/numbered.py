@@ -161,7 +161,8 @@ class _StoredClips:
     def _read(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         shard, *places = (int(value) for value in self._places[number])
         audio, video = (self._bytes(shard, *place) for place in (places[:2], places[2:]))
-        return array_of(video, np.uint8, 4), array_of(audio, np.int16, 2)
+        where = f"{self._paths[shard]} ({self._keys[number]})"
+        return array_of(video, np.uint8, 4, where), array_of(audio, np.int16, 2, where)
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._handles:

@@ -118,7 +118,10 @@ def decode_sample(sample: dict[str, Any], clip: ClipSpec) -> tuple[NDArray[np.ui
     where = f"{sample['__url__']} ({sample['__key__']})"
     if not {"video.npy", "audio.npy"} <= sample.keys():
         raise UserError(f"{where} has no video.npy and audio.npy: these are not shards written by mgct prepare")
-    video, audio = array_of(sample["video.npy"], np.uint8, 4), array_of(sample["audio.npy"], np.int16, 2)
+    video, audio = (
+        array_of(sample["video.npy"], np.uint8, 4, where),
+        array_of(sample["audio.npy"], np.int16, 2, where),
+    )
     stored = stored_clip(sample.get("json", b"{}"), video.shape, clip, where)
     spare_frames(stored, clip, where)
     return video, audio

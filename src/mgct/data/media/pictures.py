@@ -167,7 +167,8 @@ class VideoReader(Reader):
         index = 0
         for frame, until_s in self._pieces:
             picture = None
-            while self._start_s + (index + 0.5) / self._fps + CLOCK_SLACK_S < until_s:
+            # half the slack: stamps are often whole milliseconds, and one that equals a middle would go by rounding
+            while self._start_s + (index + 0.5) / self._fps + CLOCK_SLACK_S / 2 < until_s:
                 if picture is None:
                     picture = to_square(frame, self._size, self._fit, self._pixel_aspect)
                 yield picture
