@@ -206,7 +206,8 @@ def run_training(folder: Path, config: dict[str, Any], arguments: list[str]) -> 
 def micro_config(options: argparse.Namespace, variant: str | None, seed: int) -> dict[str, Any]:
     """`configs/micro.yaml`, with the paper's windows and a variant's second stage, or with none."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
-    config["model"].update(cross_attention_windows=[4], cross_attention_shift=True)
+    plan = yaml.safe_load((ROOT / "experiments" / "plan.yaml").read_text())
+    config["model"].update(plan["sizes"]["micro"]["model"])
     if options.config:
         for name, settings in yaml.safe_load(options.config.read_text()).items():
             config[name] = {**config.get(name, {}), **settings}

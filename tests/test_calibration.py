@@ -403,7 +403,7 @@ def test_a_damaged_calibration_is_refused(tmp_path, damage):
 def other_run(tmp_path):
     """The run folder of another model."""
     run = tmp_path / "other"
-    with run_folder(run, "clip: {}", "mgct train"):
+    with run_folder(run, {"init": "", "clip": {}}, "mgct train"):
         AVPipeline(tiny_unet(), CLIP).save_pretrained(run / "model")
     return run
 

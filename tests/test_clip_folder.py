@@ -127,7 +127,7 @@ def test_a_record_without_clips_gives_way_to_another(model, tmp_path):
 
 def test_clips_are_not_put_into_a_run_or_a_saved_model(model, tmp_path, capsys):
     run = tmp_path / "run"
-    with run_folder(run, "", "mgct train"):
+    with run_folder(run, {"init": ""}, "mgct train"):
         shutil.copytree(model, run / "model")
     before = sorted(run.rglob("*"))
     for out in (run, run / "model"):

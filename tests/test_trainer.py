@@ -625,7 +625,7 @@ def test_stage_2_can_be_there_from_the_first_step(tmp_path):
 
 
 def test_the_kept_configuration_does_not_resume(tmp_path):
-    with run_folder(tmp_path / "run", "resume: true\ndata: x\n", "mgct train"):
+    with run_folder(tmp_path / "run", {"resume": True, "data": "x"}, "mgct train"):
         assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == {"resume": False, "data": "x"}
 
 
@@ -677,7 +677,7 @@ def test_a_folder_of_something_else_is_not_trained_into(tiny_shards, tmp_path, c
 
 
 def test_a_run_folder_can_be_used_again_and_so_can_one_with_notes(tmp_path):
-    for config in ("", "clip: {frames: 4}\n"):
+    for config in ({"init": ""}, {"init": "dance", "clip": {"frames": 4}}):
         run = tmp_path / f"failed early {len(config)}"
         with run_folder(run, config, "mgct train"):
             (run / "model").mkdir()

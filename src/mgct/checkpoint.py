@@ -32,12 +32,12 @@ WRITTEN = (CONFIG_FILE, "checkpoints", "model", "best", "samples", "metrics.json
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a training began in the folder: it keeps its configuration there before anything else."""
+    """Whether a training began in the folder: it keeps its configuration there (`run_folder`) before anything else."""
     try:
         kept = yaml.safe_load((folder / CONFIG_FILE).read_text())
     except (OSError, UnicodeError, yaml.YAMLError):
         kept = None
-    ours = isinstance(kept, dict) and kept.get("resume") is False and ("clip" in kept or len(kept) == 1)
+    ours = isinstance(kept, dict) and kept.keys() >= {"init", "resume"}
     return ours or bool(list_checkpoints(folder))
 
 
@@ -63,8 +63,13 @@ def refuse_model_folder(folder: Path) -> None:
 
 
 @contextmanager
-def run_folder(out: Path, config_yaml: str, command: str) -> Iterator[None]:
+def run_folder(out: Path, settings: Mapping[str, Any], command: str) -> Iterator[None]:
     """Make the run folder, keep others off it, and keep the configuration in it.
+
+    Args:
+        out: the folder.
+        settings: the whole configuration, ``init`` among it.
+        command: what trains.
 
     Raises:
         UserError: it cannot be made, or another process trains in it.
@@ -74,7 +79,7 @@ def run_folder(out: Path, config_yaml: str, command: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{out}: the run folder cannot be made ({error.strerror}); choose another --out") from error
     with locked(out, command):
-        text = yaml.safe_dump({**yaml.safe_load(config_yaml or "{}"), "resume": False}, sort_keys=False)
+        text = yaml.safe_dump({**settings, "resume": False}, sort_keys=False)
         write_whole(out / CONFIG_FILE, lambda draft: draft.write_text(text))
         yield
 
@@ -105,7 +110,7 @@ class Checkpoint:
         try:
             return load_file(file)
         except Exception as error:
-            raise UserError(f"{file}: cannot be read ({error}); {self._advice}") from error
+            raise _damaged(self.path, f"{file}: cannot be read ({error})") from error
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -116,11 +121,11 @@ class Checkpoint:
             if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
                 raise
             reason = " ".join(str(error).split()) if isinstance(error, RuntimeError) else repr(error)
-            raise UserError(f"{self.path} is damaged ({reason[:200]}); {self._advice}") from error
+            raise _damaged(self.path, f"{self.path} is damaged ({reason[:200]})") from error
 
-    @property
-    def _advice(self) -> str:
-        return f"take {self.path} away to resume from an earlier checkpoint"
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{what}; take {path} away to resume from an earlier checkpoint")
 
 
 LATER = {"prediction_type": "epsilon"}
@@ -279,9 +284,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError("it does not say the step")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path / STATE_FILE}: cannot be read ({error}); take {path} away to resume from an earlier checkpoint"
-        ) from error
+        raise _damaged(path, f"{path / STATE_FILE}: cannot be read ({error})") from error
     return Checkpoint(path, state)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgct.errors import UserError
-from mgct.predictors import LARGEST_SCALE, Known
+from mgct.predictors import Known, check_scale
 from mgct.types import AVSample, pack
 
 Method = Literal["conditional", "replacement", "guided", "mm-diffusion"]
@@ -44,9 +44,7 @@ class Given:
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise UserError(f"unknown conditional method {self.method!r}; choose one of: {', '.join(get_args(Method))}")
-        if not abs(self.scale) <= LARGEST_SCALE:
-            limit = f"{LARGEST_SCALE:g}"
-            raise UserError(f"guidance_scale must be a number from -{limit} to {limit}, got {self.guidance_scale}")
+        check_scale("guidance_scale", self.scale)
         if self.method == "replacement" and self.guidance_scale is not None:
             raise UserError("guidance_scale is not for method 'replacement': leave it out, or choose another method")
 

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgct.errors import UserError
 from mgct.grids import Point
 from mgct.noise import add_noise, noise_from_x0, x0_from_noise
 from mgct.types import AVSample
 
 Predict = Callable[[Tensor, Point], Tensor]
-LARGEST_SCALE = 1000.0
+_LARGEST_SCALE = 1000.0
 """No guidance is stronger: of more nothing is left but rounding."""
+
+
+def check_scale(name: str, value: float) -> None:
+    """Refuse a strength of guidance that is no number or beyond any use; ``name`` it has for the user."""
+    if not abs(value) <= _LARGEST_SCALE:
+        limit = f"{_LARGEST_SCALE:g}"
+        raise UserError(f"{name} must be a number from -{limit} to {limit}, got {value}")
 
 
 def clipped(predict: Predict) -> Predict:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mgct import samplers
 from mgct.errors import UserError
-from mgct.predictors import LARGEST_SCALE
+from mgct.predictors import check_scale
 from mgct.types import AVSample
 
 SCHEDULER_STEPS = 20
@@ -85,10 +85,7 @@ class SamplingOptions:
         if not 0 < self.variation <= 1:
             raise UserError(f"variation must lie in (0, 1], got {self.variation}")
         for name in ("video_coupling", "audio_coupling"):
-            if not abs(getattr(self, name)) <= LARGEST_SCALE:
-                raise UserError(
-                    f"{name} must be a number from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, got {getattr(self, name)}"
-                )
+            check_scale(name, getattr(self, name))
 
     @property
     def coupled(self) -> bool:

@@ -75,9 +75,10 @@ class MultimodalUNet(LoadedWhole, ModelMixin, ConfigMixin):
         num_res_blocks: residual blocks per level.
         cross_attention_resolutions: downsampling factors of the video at which the modalities attend to each other.
         cross_attention_windows: frames that a query sees, from its own on: one number per cross-attention resolution,
-            or one for all. Attention knows no order within a window; a window of 1, not shifted, is a frame and its
-            own sound, and the only one that tells the modalities what happens at the same time.
-        cross_attention_shift: whether these windows are moved by the forward call's ``window_shift``.
+            or one for all. Attention knows no order within a window: a window of 1, not shifted, is a frame and its
+            own sound.
+        cross_attention_shift: whether these windows are moved by the forward call's ``window_shift``. Moved, they keep
+            the modalities from learning what happens at the same time (``docs/method.md``).
         middle_cross_attention: cross-attention over all frames in the middle.
         video_attention_resolutions: downsampling factors at which frames have spatial and temporal self-attention.
         audio_attention_resolutions: the same for the audio's self-attention; the middle always has all three.

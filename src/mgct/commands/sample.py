@@ -105,7 +105,7 @@ def sample(
         video_coupling=video_coupling,
         audio_coupling=audio_coupling,
     )
-    get_sampler(sampler, steps)
+    get_sampler(sampler, steps)  # refuses them before the model is loaded
     state = start_processes()
     loaded: Any = AVPipeline.from_pretrained(find_pipeline(model))
     pipe: AVPipeline = loaded.to(state.device)

@@ -86,48 +86,15 @@ def train(
     config = as_json({"model": model, "clip": vars(clip), "data": data})
     checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
     init = config["init"] = began_from(out, checkpoint, init)
-    settings = yaml.safe_load(config_yaml or "{}") | ({"init": init} if checkpoint else {})
+    settings = {**yaml.safe_load(config_yaml or "{}"), "init": init}
     before = _saved_facts(out if checkpoint and (out / "model" / "model_index.json").is_file() else init)
     start_timestep = before.get("start_timestep")
     torch.manual_seed(derive_seed(train.seed, "weights"))
     unet = MultimodalUNet(**model)
     if init and checkpoint is None:
         _load_weights(unet, init)
-    if consistency.jump.needs_target_time and not unet.config["target_time"]:
-        raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
-    if timesteps.apart and not unet.config["audio_time"]:
-        raise UserError(
-            "timesteps.independent, given: a network is told two noise levels then; it needs --model.audio_time true"
-        )
-    if unet.config["audio_time"] and not timesteps.apart:
-        warnings.warn(
-            "model.audio_time without timesteps.given or independent: the network does not learn, or forgets, what to "
-            "make of two noise levels, by which it generates one modality for the other; give --timesteps.given 0.4 "
-            "--timesteps.independent 0.2",
-            MgctWarning,
-            stacklevel=2,
-        )
-    watched = monitor.samples_every or monitor.metric_every
-    if watched and SAMPLERS[monitor.sampler].jumps and not unet.config["target_time"]:
-        raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
-    if train.max_loss_rise is not None and isinstance(balance, LearnedUncertainty):
-        raise UserError("train.max_loss_rise: a learned balance makes the loss negative; leave one of the two out")
-    second = transfer.delta is not None or transfer.max_steps is not None
-    if second and isinstance(consistency.weight, UnitWeight) and accelerator.mixed_precision == "bf16":
-        warnings.warn(
-            "stage 2 with λ = 1 in bfloat16: half of its consistency loss can be rounding; --train.precision fp32, or "
-            "--consistency.weight NoiseUnits",
-            MgctWarning,
-            stacklevel=2,
-        )
-    weighs_velocity = VelocityWeight in {type(weight) for weight in vars(noise_weight).values()}
-    if weighs_velocity and unet.config["prediction_type"] == "epsilon":
-        warnings.warn(
-            "noise_weight VelocityWeight with model.prediction_type epsilon: 1/α² reaches 24,000 at the last levels, "
-            "and a few clips decide each step; use MinSNR",
-            MgctWarning,
-            stacklevel=2,
-        )
+    half = accelerator.mixed_precision == "bf16"
+    _check_choices(unet.config, train, transfer, consistency, balance, noise_weight, timesteps, monitor, half)
     apart = _noise_levels_apart(before, timesteps) if unet.config["audio_time"] else None
     objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight, timesteps)
 
@@ -179,7 +146,7 @@ def train(
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     monitors = Monitors(monitor, clip, data, out, accelerator, start_timestep)
     with (
-        run_folder(out, yaml.safe_dump(settings, sort_keys=False), "mgct train")
+        run_folder(out, settings, "mgct train")
         if accelerator.is_main_process and not find_batch_size
         else nullcontext()
     ):
@@ -206,6 +173,55 @@ def train(
     else:
         say(f"{out}: stage {objective.stage}, step {trainer.step}; generate with `mgct sample {out} CLIPS`")
     leave_processes()
+
+
+def _check_choices(
+    network: Mapping[str, Any],
+    train: TrainSettings,
+    transfer: Transfer,
+    consistency: Consistency,
+    balance: Balance,
+    noise_weight: NoiseWeights,
+    timesteps: Timesteps,
+    monitor: MonitorSettings,
+    half: bool,
+) -> None:
+    """Refuse settings that do not go together, and warn of those that seldom do; ``half``: in bfloat16."""
+    if consistency.jump.needs_target_time and not network["target_time"]:
+        raise UserError("consistency.jump: a FlowMap is told where it goes; it needs --model.target_time true")
+    if timesteps.apart and not network["audio_time"]:
+        raise UserError(
+            "timesteps.independent, given: a network is told two noise levels then; it needs --model.audio_time true"
+        )
+    if network["audio_time"] and not timesteps.apart:
+        warnings.warn(
+            "model.audio_time without timesteps.given or independent: the network does not learn, or forgets, what to "
+            "make of two noise levels, by which it generates one modality for the other; give --timesteps.given 0.4 "
+            "--timesteps.independent 0.2",
+            MgctWarning,
+            stacklevel=3,
+        )
+    watched = monitor.samples_every or monitor.metric_every
+    if watched and SAMPLERS[monitor.sampler].jumps and not network["target_time"]:
+        raise UserError(f"monitor.sampler {monitor.sampler} jumps; it needs --model.target_time true")
+    if train.max_loss_rise is not None and isinstance(balance, LearnedUncertainty):
+        raise UserError("train.max_loss_rise: a learned balance makes the loss negative; leave one of the two out")
+    second = transfer.delta is not None or transfer.max_steps is not None
+    if second and isinstance(consistency.weight, UnitWeight) and half:
+        warnings.warn(
+            "stage 2 with λ = 1 in bfloat16: half of its consistency loss can be rounding; --train.precision fp32, or "
+            "--consistency.weight NoiseUnits",
+            MgctWarning,
+            stacklevel=3,
+        )
+    weighs_velocity = VelocityWeight in {type(weight) for weight in vars(noise_weight).values()}
+    if weighs_velocity and network["prediction_type"] == "epsilon":
+        warnings.warn(
+            "noise_weight VelocityWeight with model.prediction_type epsilon: 1/α² reaches 24,000 at the last levels, "
+            "and a few clips decide each step; use MinSNR",
+            MgctWarning,
+            stacklevel=3,
+        )
 
 
 def _silent(*_: Any, **__: Any) -> None:

@@ -62,7 +62,7 @@ def train_upsampler(
     config = as_json({"kind": "upsampler", "model": model, "clip": vars(clip), "data": data})
     checkpoint = checkpoint_to_resume(out, resume, config, train.seed, train.steps)
     init = config["init"] = began_from(out, checkpoint, init)
-    settings = yaml.safe_load(config_yaml or "{}") | ({"init": init} if checkpoint else {})
+    settings = {**yaml.safe_load(config_yaml or "{}"), "init": init}
     if train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size {train.batch_size} is not a multiple of the {accelerator.num_processes} processes"
@@ -88,7 +88,7 @@ def train_upsampler(
 
     loader(checkpoint.state["step"] if checkpoint else 0)  # refuses unusable data before anything is written
     main = accelerator.is_main_process
-    with run_folder(out, yaml.safe_dump(settings, sort_keys=False), "mgct train-upsampler") if main else nullcontext():
+    with run_folder(out, settings, "mgct train-upsampler") if main else nullcontext():
         accelerator.wait_for_everyone()
         schedule = NoiseSchedule(device=accelerator.device)
         trainer = UpsamplerTrainer(unet, loader, schedule, train, out, config, accelerator)
