@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     pipe = AVPipeline.from_pretrained(options.model).to(options.device)
     if options.precision == "bf16":
-        torch.nn.Module.to(pipe.unet, torch.bfloat16)
+        pipe.cast(torch.bfloat16)
     source = open_as_trained(options.data, pipe.clip, "train", options.num)
     how = SamplingOptions(steps=options.calls, sampler=options.sampler, start_timestep=options.level)
     for first in range(0, options.num, options.batch):

@@ -29,7 +29,7 @@ from run import PLAN, ROOT, Task, device, without_paths
 from mgct import AVPipeline, __version__
 from mgct.files import replace_folder
 from mgct.metrics.card import MetricCard
-from mgct.model_card import ModelFacts, model_card
+from mgct.model_card import HowSampled, ModelFacts, model_card
 from mgct.samplers import recommended_samplers
 from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
@@ -103,7 +103,7 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
     """
     card = MetricCard.load(card_path)
     pipe: Any = AVPipeline.from_pretrained(model)
-    torch.nn.Module.to(pipe.unet, torch.float16)  # and no other part: a law or a gain of half precision saves nothing
+    pipe.cast(torch.float16)
     recommended = recommended_samplers(training["stage"], pipe.unet.config["target_time"])
     pipe.register_to_config(recommended=recommended, start_timestep=start_timestep)
     facts = ModelFacts(
@@ -115,9 +115,7 @@ def bundle(name: str, model: Path, training: dict[str, Any], card_path: Path, st
         licence="Apache-2.0",
         version=__version__,
         address=name,
-        start_timestep=start_timestep,
-        coarse_start=pipe.coarse_start is not None,
-        calibration="" if pipe.calibration is None else pipe.calibration.said(),
+        sampled=HowSampled.by(pipe),
         **training,
     )
     folder, draft = FOLDER / name, FOLDER / f".{name}.draft"

@@ -1,6 +1,7 @@
 """Gains of x̂0 by frequency band: what they do to a signal, how they are measured, kept and used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from mgct.frequency_bands import (
     spectra,
 )
 from mgct.metrics.sources import open_source
-from mgct.model_card import ModelFacts, model_card, with_sampling
+from mgct.model_card import HowSampled, ModelFacts, model_card, with_sampling
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
 from mgct.types import dequantise
@@ -34,7 +35,7 @@ from tests.test_pipeline import CLIP, QUIET, tiny_unet
 
 SIZES = (CLIP.frames, CLIP.size, CLIP.size, CLIP.audio_samples)
 NO_COLOUR = torch.zeros(3)
-WAY = {"sampler": "sde-dpm-solver++", "calls": 3, "start_timestep": 999}
+WAY = {"sampler": "sde-dpm-solver++", "calls": 3, "start_timestep": 999, "autoguidance": 1.0}
 
 
 def clips(count: int, seed: int = 0) -> AVSample:
@@ -252,7 +253,9 @@ def test_long_clips_have_their_slow_motion_though_the_model_s_own_have_none_so_s
 
 def test_gains_in_half_precision_are_those_of_the_same_calls():
     many = [float(t) for t in range(999, -1, -1)]
-    table = PathGains("ddpm", 1000, 999, tuple(many), *(torch.zeros(1000, n) for n in (VIDEO_BANDS, AUDIO_BANDS, 3, 3)))
+    table = PathGains(
+        "ddpm", 1000, 999, 1.0, tuple(many), *(torch.zeros(1000, n) for n in (VIDEO_BANDS, AUDIO_BANDS, 3, 3))
+    )
     table.video[:] = torch.arange(1000.0)[:, None]
     (path,) = Calibration.of([table]).to(torch.bfloat16).paths
     assert [path.row(t) for t in many] == list(range(1000))
@@ -293,9 +296,9 @@ def test_a_saved_model_is_calibrated_in_its_place(model, capsys):
     assert main([*call, "--steps", "[3]", "--sampler", "ddim"]) == 0
     pipe = AVPipeline.from_pretrained(model)
     assert [path.key for path in pipe.calibration.paths] == [
-        ("ddim", 3, 700),
-        ("sde-dpm-solver++", 2, 700),
-        ("sde-dpm-solver++", 3, 700),
+        ("ddim", 3, 700, 1),
+        ("sde-dpm-solver++", 2, 700, 1),
+        ("sde-dpm-solver++", 3, 700, 1),
     ]
     assert pipe.coarse_start is not None
     assert (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
@@ -346,9 +349,10 @@ def test_models_of_the_package_are_not_changed(capsys):
 
 
 def test_a_card_says_once_what_is_calibrated():
-    card = model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, calibration="ddim with 2 calls from 999"))
-    assert card.count("Calibrated") == 1
-    again = with_sampling(card, None, False, "ddim with 3 calls from 999")
+    sampled = HowSampled(calibration="ddim with 2 calls from 999", autoguidance=1.5)
+    card = model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, sampled=sampled))
+    assert card.count("Calibrated") == card.count("Autoguidance of strength 1.5") == 1
+    again = with_sampling(card, replace(sampled, calibration="ddim with 3 calls from 999"))
     assert again.count("Calibrated") == 1
     assert "ddim with 3 calls" in again
     assert again.replace("3 calls", "2 calls") == card

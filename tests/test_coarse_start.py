@@ -9,7 +9,7 @@ from mgct.checkpoint import read_checkpoint
 from mgct.clip_folder import sample_to_folder
 from mgct.coarse_start import CoarseStart, CoarseSums
 from mgct.errors import UserError
-from mgct.model_card import ModelFacts, model_card
+from mgct.model_card import HowSampled, ModelFacts, model_card
 from mgct.noise import NoiseLevel
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
@@ -96,7 +96,10 @@ def test_the_papers_tables_start_from_noise_alone(pipe, tmp_path):
 
 
 def test_the_card_says_so():
-    said = [model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, coarse_start=has)) for has in (True, False)]
+    said = [
+        model_card(ModelFacts("m", CLIP, 1, {"ddim": [1, 2]}, sampled=HowSampled(coarse_start=has)))
+        for has in (True, False)
+    ]
     assert ["coarse colours" in text for text in said] == [True, False]
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgct import samplers
 from mgct.calibration import TABLES, PathGains
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError
@@ -67,7 +66,7 @@ def check_can_calibrate(options: SamplingOptions) -> None:
     """
     if not isinstance(options.sampler, str):
         raise UserError("a calibration is for the samplers named here, not for a scheduler of diffusers")
-    if samplers.SAMPLERS[options.sampler].samples:
+    if options.asks_ends:
         raise UserError(f"sampler {options.sampler!r} predicts ends of paths, not means, which alone can be calibrated")
     if options.coupled:
         raise UserError("a calibration is of sampling without video_coupling and audio_coupling")
@@ -78,7 +77,7 @@ class _Rows:
 
     def __init__(self, pipe: AVPipeline, clips: AVSample, options: SamplingOptions, bar: tqdm) -> None:
         self.clips, self.options, self.bar = clips, options, bar
-        self.key = str(options.sampler), options.calls, pipe.start_timestep(options)
+        self.key = str(options.sampler), options.calls, pipe.start_timestep(options), pipe.autoguidance(options)
         self.network, self.device, self.dtype = pipe.network(options), pipe._execution_device, pipe.unet.dtype
         self.shapes = AVSample(video=pipe.clip.video_shape, audio=pipe.clip.audio_shape)
         frames, _, height, width = pipe.clip.video_shape

@@ -38,6 +38,7 @@ class PathGains:
         sampler: its name.
         calls: network calls per clip.
         start_timestep: the noise level that it starts from.
+        autoguidance: its strength; 1: without.
         timesteps: of the calls.
         video: gains, (calls, VIDEO_BANDS).
         audio: gains, (calls, AUDIO_BANDS).
@@ -48,6 +49,7 @@ class PathGains:
     sampler: str
     calls: int
     start_timestep: int
+    autoguidance: float
     timesteps: tuple[float, ...]
     video: Tensor
     audio: Tensor
@@ -55,9 +57,9 @@ class PathGains:
     after: Tensor
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> tuple[str, int, int, float]:
         """The way of sampling."""
-        return self.sampler, self.calls, self.start_timestep
+        return self.sampler, self.calls, self.start_timestep, self.autoguidance
 
     def row(self, timestep: float) -> int:
         """Which call is at a timestep."""
@@ -84,7 +86,7 @@ class Calibration(LoadedWhole, ModelMixin, ConfigMixin):
     """The gains of some ways of sampling, saved with a model.
 
     Args:
-        paths: sampler, start_timestep and timesteps of each; at least one.
+        paths: sampler, start_timestep, timesteps and, where it is not 1, autoguidance of each; at least one.
     """
 
     @register_to_config
@@ -107,6 +109,7 @@ class Calibration(LoadedWhole, ModelMixin, ConfigMixin):
                 path["sampler"],
                 len(path["timesteps"]),
                 path["start_timestep"],
+                path.get("autoguidance", 1.0),
                 tuple(path["timesteps"]),
                 *self._tables(number),
             )
@@ -116,9 +119,10 @@ class Calibration(LoadedWhole, ModelMixin, ConfigMixin):
     def _tables(self, number: int) -> list[Tensor]:
         return [getattr(self, f"{name}_{number}") for name in TABLES]
 
-    def find(self, sampler: str, calls: int, start_timestep: int) -> PathGains | None:
+    def find(self, sampler: str, calls: int, start_timestep: int, autoguidance: float = 1.0) -> PathGains | None:
         """The gains of a way of sampling, if it was calibrated."""
-        return next((path for path in self.paths if path.key == (sampler, calls, start_timestep)), None)
+        key = sampler, calls, start_timestep, autoguidance
+        return next((path for path in self.paths if path.key == key), None)
 
     @classmethod
     def of(cls, paths: Sequence[PathGains]) -> Calibration:
@@ -127,6 +131,7 @@ class Calibration(LoadedWhole, ModelMixin, ConfigMixin):
         new = cls(
             [
                 {"sampler": path.sampler, "start_timestep": path.start_timestep, "timesteps": list(path.timesteps)}
+                | ({} if path.autoguidance == 1 else {"autoguidance": path.autoguidance})
                 for path in last
             ]
         )
@@ -137,12 +142,13 @@ class Calibration(LoadedWhole, ModelMixin, ConfigMixin):
 
     def said(self) -> str:
         """The ways of sampling, in words."""
-        ways: dict[tuple[str, int], list[int]] = {}
+        ways: dict[tuple[str, int, float], list[int]] = {}
         for path in self.paths:
-            ways.setdefault((path.sampler, path.start_timestep), []).append(path.calls)
+            ways.setdefault((path.sampler, path.start_timestep, path.autoguidance), []).append(path.calls)
         return "; ".join(
             f"{sampler} from {start} with {', '.join(map(str, calls))} calls"
-            for (sampler, start), calls in ways.items()
+            + ("" if guidance == 1 else f" and autoguidance {guidance:g}")
+            for (sampler, start, guidance), calls in ways.items()
         )
 
 

@@ -80,6 +80,9 @@ COMMANDS = {
     "calibrate": Command(
         "mgct.commands.calibrate", "calibrate_model", "correct a model's predictions along the path of its sampling"
     ),
+    "guide": Command(
+        "mgct.commands.guide", "guide_model", "let a weaker model guide a better one away from the errors of both"
+    ),
     "evaluate": Command("mgct.commands.evaluate", "evaluate_clips", "measure generated clips against real ones"),
     "compare": Command("mgct.commands.evaluate", "compare_cards", "put metric cards side by side", takes_many=True),
     "reproduce": Command(

@@ -235,6 +235,8 @@ def _record(
         record["variation"] = {"of": list(options.variation_of), "amount": options.variation}
     if options.coupled:
         record["coupling"] = {"video": options.video_coupling, "audio": options.audio_coupling}
+    if (scale := pipe.autoguidance(options)) != 1:
+        record["autoguidance"] = {"scale": scale, "guide": fingerprint(pipe.guide)}
     if given is not None:
         record["given"] = {
             "content": _digest([given.start.video, given.start.audio]),

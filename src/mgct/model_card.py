@@ -11,6 +11,50 @@ import yaml
 from mgct.samplers import DEFAULT
 from mgct.types import ClipSpec
 
+_SAMPLED = _STARTS, _COARSE, _CALIBRATED, _GUIDED = (
+    "Sampling starts at noise level ",
+    "The noise at the start has the coarse colours ",
+    "Calibrated (`mgct calibrate`) for ",
+    "Autoguidance of strength ",
+)
+
+
+@dataclass(frozen=True)
+class HowSampled:
+    """How a model is sampled unless asked otherwise.
+
+    Args:
+        start_timestep: the noise level that it starts from; None: the schedule's last.
+        coarse_start: whether its start has the coarse colours of its training clips.
+        calibration: the ways of sampling that it is calibrated for, in words; empty: none.
+        autoguidance: its strength; None: none.
+    """
+
+    start_timestep: int | None = None
+    coarse_start: bool = False
+    calibration: str = ""
+    autoguidance: float | None = None
+
+    @classmethod
+    def by(cls, pipe: Any) -> HowSampled:
+        """As `mgct.pipeline.AVPipeline` has it."""
+        calibration = "" if pipe.calibration is None else pipe.calibration.said()
+        guidance = None if pipe.guide is None else pipe.config.autoguidance
+        return cls(pipe.config.start_timestep, pipe.coarse_start is not None, calibration, guidance)
+
+    def said(self) -> list[str]:
+        """In words, a paragraph each."""
+        said = []
+        if self.start_timestep is not None:
+            said.append(f"{_STARTS}{self.start_timestep} unless another `start_timestep` is given.")
+        if self.coarse_start:
+            said.append(f"{_COARSE}of the training clips (`coarse_start`).")
+        if self.autoguidance is not None:
+            said.append(f"{_GUIDED}{self.autoguidance:g}, by the weaker network beside it, unless another is given.")
+        if self.calibration:
+            said.append(f"{_CALIBRATED}{self.calibration}.")
+        return said
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -32,9 +76,7 @@ class ModelFacts:
         version: of this package; empty: not known.
         address: what ``AVPipeline.from_pretrained`` and ``mgct sample`` find it by.
         cost: what it was trained on and how long, in words; empty: not known.
-        start_timestep: the noise level that it is sampled from unless asked otherwise; None: the schedule's last.
-        coarse_start: whether its start has the coarse colours of its training clips.
-        calibration: the ways of sampling that it is calibrated for, in words; empty: none.
+        sampled: how it is sampled unless asked otherwise.
     """
 
     name: str
@@ -52,9 +94,7 @@ class ModelFacts:
     version: str = ""
     address: str = "path/to/this/folder"
     cost: str = ""
-    start_timestep: int | None = None
-    coarse_start: bool = False
-    calibration: str = ""
+    sampled: HowSampled = HowSampled()
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -73,27 +113,11 @@ def model_card(facts: ModelFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_STARTS, _COARSE = "Sampling starts at noise level ", "The noise at the start has the coarse colours "
-_CALIBRATED = "Calibrated (`mgct calibrate`) for "
-
-
-def _sampling(start_timestep: int | None, coarse_start: bool, calibration: str) -> list[str]:
-    """What is said of how the model is sampled, a paragraph each."""
-    said = []
-    if start_timestep is not None:
-        said.append(f"{_STARTS}{start_timestep} unless another `start_timestep` is given.")
-    if coarse_start:
-        said.append(f"{_COARSE}of the training clips (`coarse_start`).")
-    if calibration:
-        said.append(f"{_CALIBRATED}{calibration}.")
-    return said
-
-
-def with_sampling(card: str, start_timestep: int | None, coarse_start: bool, calibration: str) -> str:
-    """A card's text that says how the model is sampled now, whatever it said of that before; see `ModelFacts`."""
+def with_sampling(card: str, sampled: HowSampled) -> str:
+    """A card's text that says how the model is sampled now, whatever it said of that before."""
     head, mark, rest = card.partition("\n\n## Training\n")
-    kept = [part for part in head.split("\n\n") if not part.startswith((_STARTS, _COARSE, _CALIBRATED))]
-    return "\n\n".join([*kept, *_sampling(start_timestep, coarse_start, calibration)]) + mark + rest
+    kept = [part for part in head.split("\n\n") if not part.startswith(_SAMPLED)]
+    return "\n\n".join([*kept, *sampled.said()]) + mark + rest
 
 
 def _line(text: str) -> str:
@@ -150,7 +174,7 @@ def _samplers(facts: ModelFacts) -> str:
         return "## Samplers\n\nIt is not known which samplers this model was made for."
     rows = [f"| `{name}` | {low} to {high} |" for name, (low, high) in _ranked(facts)]
     text = "\n".join(["| sampler | network calls |", "|---|---|", *rows])
-    text = "\n\n".join([text, *_sampling(facts.start_timestep, facts.coarse_start, facts.calibration)])
+    text = "\n\n".join([text, *facts.sampled.said()])
     return f"## Samplers\n\nThe model was made for these; other choices work, with a warning.\n\n{text}"
 
 

@@ -1,4 +1,4 @@
-"""How sampling calls the network: at which window shifts, with which time inputs, and on a GPU as one CUDA graph."""
+"""How sampling calls the network: at which window shifts, with which time inputs, as a CUDA graph; guided."""
 
 from __future__ import annotations
 
@@ -61,5 +61,23 @@ def network_of(unet: Any, options: SamplingOptions, device: torch.device) -> Net
             graphed[tuple(times)] = Graphed(predict)
         out = graphed[tuple(times)](noisy.video, noisy.audio, timestep, shifts, *times.values())
         return out.to(torch.float32, copy=True)  # the graph's own tensors are overwritten by the next call
+
+    return call
+
+
+def autoguided(network: Network, guide: Network, scale: float) -> Network:
+    """The network led away from the errors of a weaker one: ε̂ ← ε̂_guide + s (ε̂ - ε̂_guide).
+
+    Autoguidance (Karras et al. 2024, Guiding a diffusion model with a bad version of itself): where the two disagree,
+    the weaker is further off in the same direction.
+
+    Args:
+        network: what is guided.
+        guide: of the same data, but trained for less, or smaller; called as often.
+        scale: s, above 1.
+    """
+
+    def call(clips: AVSample, point: Point) -> AVSample:
+        return guide(clips, point).map(lambda weak, strong: torch.lerp(weak, strong, scale), network(clips, point))
 
     return call

@@ -25,7 +25,7 @@ from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
 from mgct.given import Given, Method, as_clips
 from mgct.grids import Point
-from mgct.network_calls import network_of
+from mgct.network_calls import autoguided, network_of
 from mgct.noise import NoiseSchedule
 from mgct.predictors import Predict
 from mgct.sampling_options import SamplingOptions, Step
@@ -57,14 +57,17 @@ class AVPipeline(DiffusionPipeline):
             is given, or what is given is put in by replacement.
         noise_levels_apart: the shares of clips, ``given`` and ``independent`` (`mgct.stages.Timesteps`), with two noise
             levels that the network was trained on; None: not known.
+        guide: a weaker network of the same data, which the network is led away from; None: it goes alone.
+        autoguidance: how far, unless asked otherwise (`SamplingOptions`); None: not.
     """
 
-    _optional_components: ClassVar[list[str]] = ["coarse_start", "calibration"]
+    _optional_components: ClassVar[list[str]] = ["coarse_start", "calibration", "guide"]
 
     if TYPE_CHECKING:  # what diffusers provides through untyped bases
         unet: Any
         coarse_start: Any
         calibration: Any
+        guide: Any
         config: Any
         register_modules: Callable[..., None]
         register_to_config: Callable[..., None]
@@ -82,12 +85,15 @@ class AVPipeline(DiffusionPipeline):
         coarse_start: Any = None,
         calibration: Any = None,
         noise_levels_apart: Mapping[str, float] | None = None,
+        guide: Any = None,
+        autoguidance: float | None = None,
     ) -> None:
         super().__init__()
         check_start(start_timestep, num_timesteps)
+        check_guide(unet, guide)
         if not isinstance(clip, ClipSpec):
             clip = ClipSpec(**(clip or {}))
-        self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration)
+        self.register_modules(unet=unet, coarse_start=coarse_start, calibration=calibration, guide=guide)
         self.register_to_config(
             clip=asdict(clip),
             recommended={name: list(steps) for name, steps in (recommended or {}).items()},
@@ -96,6 +102,7 @@ class AVPipeline(DiffusionPipeline):
             beta_end=beta_end,
             start_timestep=start_timestep,
             noise_levels_apart=shares_apart(noise_levels_apart),
+            autoguidance=autoguidance,
         )
         self.schedule = NoiseSchedule(num_timesteps, beta_start, beta_end)
         predicts_velocity = unet.config.get("prediction_type") == "v_prediction"
@@ -103,7 +110,8 @@ class AVPipeline(DiffusionPipeline):
             raise UserError(
                 "a network of prediction_type v_prediction is of the default noise schedule, and of no other"
             )
-        unet.eval()
+        for network in self.networks:
+            network.eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -127,6 +135,29 @@ class AVPipeline(DiffusionPipeline):
     def clip(self) -> ClipSpec:
         """Physical facts of one generated clip."""
         return ClipSpec(**self.config.clip)
+
+    @property
+    def networks(self) -> list[Any]:
+        """The network, and its guide if it has one."""
+        return [network for network in (self.unet, self.guide) if network is not None]
+
+    def take_guide(self, weaker: AVPipeline, autoguidance: float | None = 2.0) -> None:
+        """Let the network of a weaker model of the same clips guide this one's.
+
+        Raises:
+            UserError: it makes other clips, has another noise schedule, or lacks a time input that this one has.
+        """
+        for name in ("clip", "num_timesteps", "beta_start", "beta_end"):
+            if (own := self.config[name]) != (other := weaker.config[name]):
+                raise UserError(f"the guide has another {name} ({other}) than the model ({own})")
+        check_guide(self.unet, weaker.unet)
+        self.register_modules(guide=weaker.unet)
+        self.register_to_config(autoguidance=autoguidance)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the networks compute in a precision, and no other part: a law or a gain has none to spare."""
+        for network in self.networks:
+            torch.nn.Module.to(network, dtype)  # diffusers' own warns of layers that there are none of
 
     # ------------------------------------------------------------------------------------------ public calls
 
@@ -344,6 +375,7 @@ class AVPipeline(DiffusionPipeline):
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
         two_levels.check(self, options, given, shapes)
+        self._check_autoguidance(options)
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
@@ -413,7 +445,7 @@ class AVPipeline(DiffusionPipeline):
         if broken := [str(clip) for clip, good in zip(batch, finite, strict=True) if not good]:
             raise UserError(
                 f"clips {', '.join(broken)} are not finite numbers: the model's weights are damaged, {self.unet.dtype} "
-                "is too narrow for it, or a guidance_scale or coupling is too large"
+                "is too narrow for it, or a guidance_scale, autoguidance or coupling is too large"
             )
 
     def integrate(
@@ -516,8 +548,7 @@ class AVPipeline(DiffusionPipeline):
 
     def _warn_if_not_calibrated(self, options: SamplingOptions, given: Given | None) -> None:
         """Say that a model which is calibrated for other ways of sampling is not for this one."""
-        can_be = isinstance(options.sampler, str) and not samplers.SAMPLERS[options.sampler].samples
-        if self.calibration is not None and can_be and self.gains(options, given) is None:
+        if self.calibration is not None and not options.asks_ends and self.gains(options, given) is None:
             warnings.warn(
                 f"this model is calibrated for {self.calibration.said()}; as asked, it goes without. "
                 "`mgct calibrate` adds to it",
@@ -535,7 +566,9 @@ class AVPipeline(DiffusionPipeline):
         guided = options.coupled or (given is not None and given.method != "replacement")
         if self.calibration is None or guided or not isinstance(options.sampler, str) or options.clip_x0 is False:
             return None
-        return self.calibration.find(options.sampler, options.calls, self.start_timestep(options))
+        return self.calibration.find(
+            options.sampler, options.calls, self.start_timestep(options), self.autoguidance(options)
+        )
 
     @staticmethod
     def _noise(draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions, *what: int | str) -> Tensor:
@@ -550,8 +583,32 @@ class AVPipeline(DiffusionPipeline):
         return x
 
     def network(self, options: SamplingOptions) -> Network:
-        """The network as ``options`` have it called."""
-        return network_of(self.unet, options, self._execution_device)
+        """The network as ``options`` have it called and guided."""
+        network, scale = network_of(self.unet, options, self._execution_device), self.autoguidance(options)
+        if self.guide is None or scale == 1:
+            return network
+        return autoguided(network, network_of(self.guide, options, self._execution_device), scale)
+
+    def autoguidance(self, options: SamplingOptions) -> float:
+        """How far ``options`` lead the network away from its guide's errors; 1: not.
+
+        The model's own is for the samplers that ask for denoised clips, not for ends of paths.
+        """
+        if options.autoguidance is not None:
+            return options.autoguidance
+        own = self.config.autoguidance
+        return 1.0 if self.guide is None or own is None or options.asks_ends else own
+
+    def _check_autoguidance(self, options: SamplingOptions) -> None:
+        """Refuse autoguidance that cannot be."""
+        if self.autoguidance(options) == 1:
+            return
+        if self.guide is None:
+            raise UserError("autoguidance needs a model with a guide: `mgct guide` gives it one")
+        if options.asks_ends:
+            raise UserError(
+                f"autoguidance is of denoised clips, and sampler {options.sampler!r} asks for ends of paths"
+            )
 
     def _shapes(self, frames: int) -> AVSample:
         """Shapes of one clip of ``frames`` frames."""
@@ -589,6 +646,12 @@ def check_start(start_timestep: Any, num_timesteps: int) -> None:
         raise UserError(
             f"a model's start_timestep must be a whole number from 1 to {num_timesteps - 1}, got {start_timestep!r}"
         )
+
+
+def check_guide(unet: Any, guide: Any) -> None:
+    """Refuse a guide that cannot be called as the network is."""
+    if guide is not None and unet.config.get("audio_time") and not guide.config.get("audio_time"):
+        raise UserError("the guide of a network with audio_time needs it too (--model.audio_time true)")
 
 
 def shares_apart(levels: Mapping[str, float] | None) -> dict[str, float] | None:

@@ -58,6 +58,9 @@ class SamplingOptions:
             pure noise in the sound's place (classifier-free guidance, by the other modality). 1: as trained. Another
             value takes one network call a step more, and a network with ``audio_time``.
         audio_coupling: how much the sound follows the picture, likewise.
+        autoguidance: how far the network is led away from the errors of the model's guide, a weaker network (see
+            `mgct.network_calls.autoguided`), which is then called as often; 1: not. None: the model's own, which is 1
+            without a guide.
     """
 
     steps: int | None = None
@@ -73,6 +76,7 @@ class SamplingOptions:
     start_timestep: int | None = None
     video_coupling: float = 1.0
     audio_coupling: float = 1.0
+    autoguidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,11 +90,19 @@ class SamplingOptions:
             raise UserError(f"variation must lie in (0, 1], got {self.variation}")
         for name in ("video_coupling", "audio_coupling"):
             check_scale(name, getattr(self, name))
+        if self.autoguidance is not None:
+            check_scale("autoguidance", self.autoguidance)
 
     @property
     def coupled(self) -> bool:
         """Whether either modality is to follow the other otherwise than as trained."""
         return (self.video_coupling, self.audio_coupling) != (1, 1)
+
+    @property
+    def asks_ends(self) -> bool:
+        """Whether the sampler asks the network for ends of paths, and not for denoised clips."""
+        name = self.sampler
+        return isinstance(name, str) and name in samplers.SAMPLERS and samplers.SAMPLERS[name].samples
 
     @property
     def calls(self) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 from mgct.errors import UserError
 from mgct.given import Given, Method
-from mgct.samplers import SAMPLERS
 from mgct.sampling_options import SamplingOptions
 from mgct.types import AVSample
 
@@ -25,7 +24,7 @@ _EITHER, _INDEPENDENT = _NEEDED.format("given or independent"), _NEEDED.format("
 def best_method(pipe: Any, options: SamplingOptions) -> Method:
     """How this model best generates one modality for the other."""
     knows = _knows(pipe, "given", "independent")
-    return "conditional" if knows and not _takes_ends(options) else "replacement"
+    return "conditional" if knows and not options.asks_ends else "replacement"
 
 
 def check(pipe: Any, options: SamplingOptions, given: Given | None, shapes: AVSample) -> None:
@@ -57,7 +56,7 @@ def check(pipe: Any, options: SamplingOptions, given: Given | None, shapes: AVSa
         return
     if options.coupled and given is not None and given.one_modality:
         raise UserError("a coupling is for generating both modalities; with one given: guidance_scale")
-    if _takes_ends(options):
+    if options.asks_ends:
         raise UserError(
             f"sampler {options.sampler!r} needs a network that predicts ends of paths, and with two noise levels none "
             "has learned to; choose another"
@@ -75,7 +74,3 @@ def _knows(pipe: Any, *shares: str) -> bool:
     """Whether it was trained with any of these shares of clips; of older models it is not known, and taken to be so."""
     trained = pipe.config.noise_levels_apart
     return bool(pipe.unet.config.get("audio_time")) and (trained is None or any(trained[name] for name in shares))
-
-
-def _takes_ends(options: SamplingOptions) -> bool:
-    return isinstance(options.sampler, str) and options.sampler in SAMPLERS and SAMPLERS[options.sampler].samples

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
-import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +12,15 @@ import torch
 from mgct import samplers
 from mgct.calibrate import calibrate, check_can_calibrate
 from mgct.calibration import Calibration, PathGains
-from mgct.checkpoint import is_run_folder
 from mgct.coarse_start import CoarseStart
+from mgct.commands.model_copies import held, save_copy, target_of
 from mgct.commands.sample import PRECISIONS
 from mgct.errors import UserError, explain_memory
-from mgct.files import check_can_make, locked, replace_folder
+from mgct.files import check_can_make
 from mgct.metrics.sources import ClipSource, open_as_trained
-from mgct.model_card import with_sampling
 from mgct.pipeline import AVPipeline
 from mgct.sampling_options import SamplingOptions
-from mgct.saved_models import bundled_models, find_pipeline
+from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, dequantise
 
 COARSE_CLIPS = 2048
@@ -63,7 +58,7 @@ def calibrate_model(
         precision: of the network; the same as for sampling.
     """
     folder = find_pipeline(model)
-    target = _target(folder, out)
+    target = target_of(folder, out)
     if num < 2:
         raise UserError(f"num must be at least 2, got {num}")
     ways = [
@@ -71,13 +66,11 @@ def calibrate_model(
         for calls in sorted(set(steps or [samplers.get_sampler(sampler)[1]]))
     ]
     pipe: Any = AVPipeline.from_pretrained(folder)
-    card = folder / "README.md"
-    said = card.read_text() if card.is_file() else ""
     for way in ways:
         check_can_calibrate(way)
         pipe.schedule_of(way)
     check_can_make(target)
-    with _held(target):
+    with held(target):
         source = _training_clips(data, pipe.clip, max(num, COARSE_CLIPS))
         num = min(num, len(source))
         if num < 2:
@@ -89,10 +82,10 @@ def calibrate_model(
         before = [] if pipe.calibration is None else pipe.calibration.paths
         clips = dequantise(source.read(range(num)))
         pipe.to(torch.accelerator.current_accelerator() or "cpu")
-        torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
+        pipe.cast(PRECISIONS[precision])
         calibration = Calibration.of([*before, *_measured(pipe, clips, ways)])
-        said = said and with_sampling(said, pipe.config.start_timestep, True, calibration.said())
-        _save(folder, target, pipe.config.start_timestep, pipe.coarse_start.to("cpu"), calibration, said)
+        pipe.register_modules(calibration=calibration)
+        save_copy(folder, target, pipe, "coarse_start", "calibration", facts=("start_timestep",))
     print(f"{target}: calibrated for {calibration.said()}")
 
 
@@ -102,43 +95,6 @@ def _measured(pipe: AVPipeline, clips: AVSample, ways: Sequence[SamplingOptions]
         print(f"{way.sampler}, {way.calls} calls, on {len(clips.video)} clips:", file=sys.stderr)
         with explain_memory("batch_size", way.batch_size):
             yield calibrate(pipe, clips, way)
-
-
-def _target(folder: Path, out: Path | None) -> Path:
-    """Where the calibrated model goes.
-
-    Raises:
-        UserError: something else would be lost there.
-    """
-    target = (out or folder).resolve()
-    if target in [path.resolve() for path in bundled_models().values()]:
-        raise UserError(f"{target.name} comes with mgct and is not changed: give --out FOLDER")
-    if out is not None:
-        holds_other = target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file()
-        if holds_other or (target.exists() and not target.is_dir()) or target in folder.resolve().parents:
-            raise UserError(f"{out} holds something else than a saved model; choose a new folder for --out")
-        other_run = any(is_run_folder(above) and above not in folder.resolve().parents for above in target.parents)
-        if other_run or ((target / "model_index.json").is_file() and not _same_network(folder, target)):
-            raise UserError(f"{out} is of another run or model than {folder}; choose a new folder for --out")
-    return target
-
-
-def _same_network(folder: Path, other: Path) -> bool:
-    """Whether two saved models have the same files of weights."""
-    ours, theirs = (sorted(path.name for path in (one / "unet").glob("*.safetensors")) for one in (folder, other))
-    return ours == theirs and all(
-        filecmp.cmp(folder / "unet" / name, other / "unet" / name, shallow=False) for name in ours
-    )
-
-
-@contextmanager
-def _held(target: Path) -> Iterator[None]:
-    """Keep a training off its run folder while a model in it is changed."""
-    if (target.parent / "config.yaml").is_file():
-        with locked(target.parent, "mgct train or calibrate"):
-            yield
-    else:
-        yield
 
 
 def _training_clips(data: str, clip: ClipSpec, most: int) -> ClipSource:
@@ -154,28 +110,3 @@ def _coarse_start(source: ClipSource) -> CoarseStart:
     count = min(len(source), COARSE_CLIPS)
     parts = (range(first, min(first + 64, count)) for first in range(0, count, 64))
     return CoarseStart.fit(dequantise(source.read(part)).video for part in parts)
-
-
-def _save(
-    folder: Path,
-    target: Path,
-    start_timestep: int | None,
-    coarse_start: CoarseStart,
-    calibration: Calibration,
-    card: str,
-) -> None:
-    """The model's folder as it is, with the new parts, and with another card if it has one."""
-    parts: dict[str, Any] = {"coarse_start": coarse_start, "calibration": calibration}
-    index = json.loads((folder / "model_index.json").read_text())
-    index |= {name: [type(part).__module__, type(part).__name__] for name, part in parts.items()}
-    index["start_timestep"] = start_timestep
-
-    def write(draft: Path) -> None:
-        shutil.copytree(folder, draft)
-        for name, part in parts.items():
-            part.save_pretrained(draft / name)
-        (draft / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        if card:
-            (draft / "README.md").write_text(card)
-
-    replace_folder(target, write)

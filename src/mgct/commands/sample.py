@@ -49,6 +49,8 @@ def sample(
     start_timestep: int | None = None,
     video_coupling: float = 1.0,
     audio_coupling: float = 1.0,
+    guide: str | None = None,
+    autoguidance: float | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> None:
     """Generate clips with sound into a folder. What is there already is kept; several processes share the work.
@@ -83,6 +85,9 @@ def sample(
         video_coupling: how much the picture follows the sound, 1 as trained; 3 makes them agree more often. Takes one
             more network call a step, and a model that was trained with timesteps.independent.
         audio_coupling: how much the sound follows the picture, likewise.
+        guide: a weaker model of the same clips, as `mgct guide` saves one with the model: the model is led away from
+            its errors. It is called as often.
+        autoguidance: how far, 1 not at all; if not given, the model's own, and 2 with --guide.
         precision: of the network; bf16 and fp16 are faster on a GPU, bf16 on some CPUs too (`mgct doctor` says), and
             differ from fp32 by their rounding.
     """
@@ -104,12 +109,15 @@ def sample(
         start_timestep=start_timestep,
         video_coupling=video_coupling,
         audio_coupling=audio_coupling,
+        autoguidance=autoguidance,
     )
     get_sampler(sampler, steps)  # refuses them before the model is loaded
     state = start_processes()
     loaded: Any = AVPipeline.from_pretrained(find_pipeline(model))
+    if guide is not None:
+        loaded.take_guide(AVPipeline.from_pretrained(find_pipeline(guide)))
     pipe: AVPipeline = loaded.to(state.device)
-    torch.nn.Module.to(pipe.unet, PRECISIONS[precision])  # diffusers' own warns of layers that there are none of
+    pipe.cast(PRECISIONS[precision])
     enlarger = _Enlarger.load(upsampler, pipe, seed) if upsampler else None
     method = method or best_method(pipe, options)
     given = _given(pipe, files, audio is not None, start_s, seconds, method, guidance_scale)

@@ -25,7 +25,7 @@ from mgct.errors import MgctWarning, UserError, explain_memory
 from mgct.files import replace_folder
 from mgct.layout import leave_processes, make_accelerator
 from mgct.losses import NoiseWeights, UnitWeight, VelocityWeight
-from mgct.model_card import ModelFacts, model_card
+from mgct.model_card import HowSampled, ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
 from mgct.pipeline import AVPipeline, check_start, shares_apart
@@ -132,8 +132,7 @@ def train(
             stage=objective.stage,
             settings=settings,
             version=__version__,
-            start_timestep=start_timestep,
-            coarse_start=coarse_start is not None,
+            sampled=HowSampled.by(pipe),
         )
 
         def write(draft: Path) -> None:

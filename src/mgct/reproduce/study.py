@@ -256,7 +256,7 @@ class Study:
             self._loaded = None
             pipe: AVPipeline = AVPipeline.from_pretrained(self.paths[role])
             pipe.register_to_config(start_timestep=None)  # a row says where it starts, and that is noise alone
-            pipe.register_modules(coarse_start=None, calibration=None)
+            pipe.register_modules(coarse_start=None, calibration=None, guide=None)
             self._loaded = role, pipe.to(self.device)  # type: ignore[attr-defined]
         return self._loaded[1]
 
