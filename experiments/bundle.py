@@ -35,7 +35,7 @@ from mgct.saved_models import FOLDER, bundled_models
 from mgct.trainer import count_parameters
 
 LARGEST_BYTES = 20_000_000
-SHOWN = {1: ("train", "noise_weight", "timesteps")}
+SHOWN = {1: ("train", "noise_weight", "timesteps", "guidance")}
 SHOWN[2] = (*SHOWN[1], "transfer", "consistency", "balance")
 """What a model's card shows of the configuration of its run, by stage."""
 

@@ -11,6 +11,7 @@ from mgct.calibration import Calibration
 from mgct.cli import main
 from mgct.errors import UserError
 from mgct.grids import points
+from mgct.losses import Guide, multimodal_loss
 from mgct.network_calls import autoguided
 from mgct.noise import NoiseSchedule
 from mgct.reproduce.study import Settings, Study
@@ -192,3 +193,81 @@ def test_a_table_row_is_of_the_model_alone(models):
     assert main(["guide", str(models / "strong"), str(models / "weak")]) == 0
     study = Study({"baseline": models / "strong"}, models / "out", Settings(num=2))
     assert study._pipe("baseline").guide is None
+
+
+class Constant(torch.nn.Module):
+    """Predicts one number for the picture's noise and one for the sound's."""
+
+    num_shifted_blocks = 0
+
+    def __init__(self, video: float, audio: float) -> None:
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor([video, audio]))
+
+    def forward(self, video, audio, timestep, window_shift=None):
+        return AVSample(video=self.values[0].expand_as(video), audio=self.values[1].expand_as(audio))
+
+
+def test_training_leads_past_the_mean_of_the_noise_by_the_strength_less_one():
+    model, guide = Constant(0.0, 0.0), Constant(0.4, -0.2)
+    optimiser, draw = torch.optim.SGD(model.parameters(), lr=0.1), torch.Generator().manual_seed(0)
+    truth, noise = clips(8), AVSample(video=torch.zeros(8, *CLIP.video_shape), audio=torch.zeros(8, *CLIP.audio_shape))
+    for _ in range(200):
+        timestep = torch.randint(1000, (8,), generator=draw)
+        loss = multimodal_loss(model, truth, noise, timestep, NoiseSchedule(), guide=Guide(guide, 1.5)).loss.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert guide.values.grad is None
+    torch.testing.assert_close(model.values.detach(), -0.5 * guide.values.detach(), rtol=0, atol=1e-3)
+
+
+def test_training_without_strength_or_with_a_guide_as_good_is_plain(strong):
+    truth, noise, timestep = clips(2), clips(2, seed=1), torch.tensor([10, 900])
+    plain = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), 0).loss
+    for guide in (Guide(network(2), 1.0), Guide(strong, 3.0)):
+        led = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), 0, guide).loss
+        torch.testing.assert_close(led, plain, rtol=1e-5, atol=0)
+
+
+def test_a_guide_with_other_windows_can_train(strong):
+    truth, noise, timestep = clips(2), clips(2, seed=1), torch.tensor([10, 900])
+    other = network(2, cross_attention_shift=False)
+    shifts = torch.ones(strong.num_shifted_blocks, dtype=torch.int64)
+    led = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), shifts, Guide(other, 2.0)).loss
+    assert (led - multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), shifts).loss).abs().min() > 1e-4
+
+
+TRAIN = [
+    *("--data", "world:landscape"),
+    *("--train.steps", "2", "--train.batch_size", "2", "--train.warmup_steps", "1", "--train.num_workers", "0"),
+    *("--monitor.samples_every", "0", "--monitor.metric_every", "0", "--monitor.test_loss_clips", "2"),
+]
+
+
+def test_a_run_is_led_by_a_saved_model_and_goes_on_so(models, capsys):
+    pipe = AVPipeline.from_pretrained(models / "strong")
+    config = {key: value for key, value in pipe.unet.config.items() if not key.startswith("_") and value is not None}
+    network_options = [
+        word
+        for key, value in config.items()
+        for word in (f"--model.{key}", value if isinstance(value, str) else json.dumps(value))
+    ]
+    clip = [f"--clip.{name}={value}" for name, value in vars(CLIP).items()]
+    weak = str(models / "weak")
+    call = ["train", *TRAIN, *network_options, *clip, "--init", str(models / "strong"), "--train.seed", "3"]
+    assert main([*call, "--out", str(models / "plain")]) == 0
+    assert main([*call, "--out", str(models / "led"), "--guidance.guide", weak, "--guidance.strength", "3"]) == 0
+    weights = [AVPipeline.from_pretrained(models / name).unet.state_dict() for name in ("plain", "led")]
+    assert any((weights[0][name] - weights[1][name]).abs().max() > 1e-5 for name in weights[0])
+    again = [*call, "--out", str(models / "led"), "--resume", "true", "--train.steps", "3"]
+    assert main([*again, "--guidance.guide", weak]) == 0
+    capsys.readouterr()
+    assert main([*call, "--out", str(models / "none"), "--guidance.guide", str(models / "nowhere")]) == 2
+    assert main([*call, "--out", str(models / "none"), "--guidance.guide", "landscape-micro"]) == 2
+    assert main([*call, "--out", str(models / "none"), "--guidance.guide", weak, "--guidance.strength", "0.5"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mgct: ")]
+    assert "no such model" in errors[0]
+    assert "makes other clips" in errors[1]
+    assert "guidance.strength must lie in [1, 10], got 0.5" in errors[2]
+    assert not (models / "none").exists()

@@ -43,6 +43,34 @@ def of_both(timestep: Tensor | AVSample) -> AVSample:
     return timestep if isinstance(timestep, AVSample) else AVSample(video=timestep, audio=timestep)
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A weaker network, which the multimodal loss leads the trained one away from.
+
+    The loss's target is ε + (1 - 1/s) (stopgrad ε̂ - ε̂_guide). Where it is met on average, ε̂ = ε̂_guide + s (E[ε | x] -
+    ε̂_guide): what autoguidance of strength s (Karras et al. 2024) makes of two networks while sampling, in one call and
+    of the true mean instead of the stronger one's idea of it. (Tang et al. 2025, Diffusion models without
+    classifier-free guidance, train that guidance in so.)
+
+    Args:
+        network: of the same data, but trained for less, or smaller; in evaluation mode, without gradients.
+        strength: s, at least 1.
+    """
+
+    network: Any
+    strength: float
+
+    @torch.no_grad()
+    def target(self, noise: AVSample, predicted: AVSample, noisy: AVSample, shift: Any, **times: Tensor) -> AVSample:
+        """What ``predicted`` is compared with in place of ``noise``; ``times`` are those that the network was told."""
+        blocks = self.network.num_shifted_blocks
+        fits = shift is None or isinstance(shift, int) or len(shift) == blocks
+        weaker = self.network(noisy.video, noisy.audio, window_shift=shift if fits else 0, **times)
+        share = 1 - 1 / self.strength
+        away = predicted.map(lambda ours, theirs: share * (ours.float() - theirs.float()), weaker)
+        return noise.map(torch.add, away)
+
+
 def multimodal_loss(
     model: nn.Module,
     clips: AVSample,
@@ -50,6 +78,7 @@ def multimodal_loss(
     timestep: Tensor | AVSample,
     schedule: NoiseSchedule,
     window_shift: Any = None,
+    guide: Guide | None = None,
 ) -> ClipLoss:
     """L_MM (Eq. 4), per clip: mean over video elements of (ε̂_v - ε_v)² plus mean over audio elements of (ε̂_a - ε_a)².
 
@@ -61,12 +90,15 @@ def multimodal_loss(
             modality at 0 beside the other at more is given, not asked for: its error counts as 0.
         schedule: noise schedule on the clips' device.
         window_shift: passed on to the model.
+        guide: moves what ε̂ is compared with; None: ε.
     """
     timesteps = of_both(timestep)
     noisy = clips.map(lambda x0, eps, t: add_noise(x0, eps, schedule.level(t)), noise, timesteps)
     told = {"audio_timestep": timestep.audio} if isinstance(timestep, AVSample) else {}
-    predicted = model(noisy.video, noisy.audio, timesteps.video, window_shift=window_shift, **told)
-    error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), noise)
+    times = {"timestep": timesteps.video, **told}
+    predicted = model(noisy.video, noisy.audio, window_shift=window_shift, **times)
+    target = noise if guide is None else guide.target(noise, predicted, noisy, window_shift, **times)
+    error = predicted.map(lambda ours, true: per_clip_mean((ours - true).square()), target)
     if told:
         others = AVSample(video=timesteps.audio, audio=timesteps.video)
         given = timesteps.map(lambda own, other: (own == 0) & (other > 0), others)

@@ -19,6 +19,7 @@ from mgct.losses import (
     ClipLoss,
     Distance,
     EndPoint,
+    Guide,
     Jump,
     NoiseWeights,
     Predictor,
@@ -263,6 +264,23 @@ class Timesteps:
         return AVSample(video=video, audio=audio)
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance by a weaker model that the network learns while it trains; see `mgct.losses.Guide`.
+
+    Args:
+        guide: the weaker model, a saved model or run folder; empty: none.
+        strength: s, of the autoguidance that is learned; 1: none.
+    """
+
+    guide: str = ""
+    strength: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.strength <= 10:
+            raise UserError(f"guidance.strength must lie in [1, 10], got {self.strength}")
+
+
 class Balance(ABC):
     """How the losses of the two modalities, each a mean over its own elements, become one."""
 
@@ -366,6 +384,7 @@ class MGCT:
         noise_weight: how much each noise level counts in L_MM; not in ``loss_mm``, which is logged and which δ is
             compared with.
         timesteps: how the noise levels of L_MM are drawn.
+        guide: what L_MM leads the network away from; None: nothing.
     """
 
     def __init__(
@@ -376,6 +395,7 @@ class MGCT:
         balance: Balance = OwnElements(),
         noise_weight: NoiseWeights = NoiseWeights(),
         timesteps: Timesteps = Timesteps(),
+        guide: Guide | None = None,
     ) -> None:
         self.schedule = schedule
         self.transfer = transfer
@@ -383,6 +403,7 @@ class MGCT:
         self.balance = balance
         self.noise_weight = noise_weight
         self.timesteps = timesteps
+        self.guide = guide
         self.learned = balance.parameters()
         self.grid = consistency.grid.timesteps(schedule, 0)
         self.stage = 1
@@ -403,7 +424,7 @@ class MGCT:
         """
         noise = self._noise(clips, random, "mm")
         timestep = self.timesteps(random, self.schedule.num_timesteps).to(clips.audio.device)
-        plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift)
+        plain = multimodal_loss(model, clips, noise, timestep, self.schedule, window_shift, self.guide)
         logs = {"loss_mm": plain.loss, **plain.logs}
         loss = self._balanced("mm", plain, self.noise_weight(of_both(timestep), self.schedule))
         if self.stage == 2:

@@ -24,14 +24,14 @@ from mgct.data.shards import make_loader
 from mgct.errors import MgctWarning, UserError, explain_memory
 from mgct.files import replace_folder
 from mgct.layout import leave_processes, make_accelerator
-from mgct.losses import NoiseWeights, UnitWeight, VelocityWeight
+from mgct.losses import Guide, NoiseWeights, UnitWeight, VelocityWeight
 from mgct.model_card import HowSampled, ModelFacts, model_card
 from mgct.monitors import Monitors, MonitorSettings
 from mgct.noise import NoiseSchedule
-from mgct.pipeline import AVPipeline, check_start, shares_apart
+from mgct.pipeline import AVPipeline, check_guide, check_start, shares_apart
 from mgct.samplers import SAMPLERS, recommended_samplers
 from mgct.saved_models import find_pipeline
-from mgct.stages import MGCT, Balance, Consistency, LearnedUncertainty, OwnElements, Timesteps, Transfer
+from mgct.stages import MGCT, Balance, Consistency, Guidance, LearnedUncertainty, OwnElements, Timesteps, Transfer
 from mgct.train_settings import TrainSettings
 from mgct.trainer import Trainer, count_parameters
 from mgct.types import ClipSpec
@@ -49,6 +49,7 @@ def train(
     balance: Balance = OwnElements(),
     noise_weight: NoiseWeights = NoiseWeights(),
     timesteps: Timesteps = Timesteps(),
+    guidance: Guidance = Guidance(),
     monitor: MonitorSettings = MonitorSettings(),
     init: str = "",
     resume: bool = False,
@@ -71,6 +72,7 @@ def train(
         balance: how the losses of picture and sound are weighed.
         noise_weight: how much each noise level counts in the multimodal loss.
         timesteps: how the noise levels of the multimodal loss are drawn.
+        guidance: by a weaker model, which the network learns to do without.
         monitor: what is watched while it trains.
         init: begin from these weights: a saved model or run folder, or an MM-Diffusion .pt or .safetensors file. A run
             that is resumed has its own.
@@ -96,7 +98,9 @@ def train(
     half = accelerator.mixed_precision == "bf16"
     _check_choices(unet.config, train, transfer, consistency, balance, noise_weight, timesteps, monitor, half)
     apart = _noise_levels_apart(before, timesteps) if unet.config["audio_time"] else None
-    objective = MGCT(NoiseSchedule(device=accelerator.device), transfer, consistency, balance, noise_weight, timesteps)
+    schedule = NoiseSchedule(device=accelerator.device)
+    guide = _guide(guidance, unet, clip, accelerator.device)
+    objective = MGCT(schedule, transfer, consistency, balance, noise_weight, timesteps, guide)
 
     def loader(step: int) -> Iterable[ClipBatch]:
         return make_loader(
@@ -253,6 +257,17 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
             stacklevel=2,
         )
     unet.load_state_dict(unet.with_time_inputs(other.state_dict()))
+
+
+def _guide(guidance: Guidance, unet: MultimodalUNet, clip: ClipSpec, device: torch.device) -> Guide | None:
+    """The weaker network that the training is led away from, on the device."""
+    if not guidance.guide or guidance.strength == 1:
+        return None
+    pipe: Any = AVPipeline.from_pretrained(find_pipeline(guidance.guide))
+    if pipe.clip != clip:
+        raise UserError(f"guidance.guide {guidance.guide} makes other clips ({pipe.clip}) than these ({clip})")
+    check_guide(unet, pipe.unet)
+    return Guide(pipe.unet.to(device).requires_grad_(False), guidance.strength)
 
 
 def _saved_facts(source: str | Path) -> dict[str, Any]:
