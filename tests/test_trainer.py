@@ -410,6 +410,19 @@ def test_only_the_same_training_is_resumed(tmp_path, state, asked, message):
         checkpoint_to_resume(tmp_path, **{"resume": True, "config": SAME, "seed": 0, "steps": 3, **asked})
 
 
+def test_one_window_for_all_is_the_same_setting_as_one_for_each(tmp_path):
+    one, each, other = (
+        {**SAME, "model": {"cross_attention_resolutions": [4, 8], "cross_attention_windows": windows}}
+        for windows in (1, [1, 1], [1, 2])
+    )
+    write_checkpoint(tmp_path, 3, {}, {"seed": 0, "config": each}, keep=1)
+    assert checkpoint_to_resume(tmp_path, True, one, 0, 3).state["step"] == 3
+    write_checkpoint(tmp_path, 4, {}, {"seed": 0, "config": one}, keep=1)
+    assert checkpoint_to_resume(tmp_path, True, each, 0, 4).state["step"] == 4
+    with pytest.raises(UserError, match=r"other settings \(model\.cross_attention_windows\)"):
+        checkpoint_to_resume(tmp_path, True, other, 0, 4)
+
+
 def test_the_newest_checkpoint_is_resumed_and_without_one_a_run_begins(tmp_path):
     assert checkpoint_to_resume(tmp_path, False, SAME, 0, 9) is None
     for step in (3, 4):

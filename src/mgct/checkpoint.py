@@ -132,6 +132,14 @@ LATER = {"prediction_type": "epsilon"}
 """Settings that older runs have not → what they were then; of others that came later it was off."""
 
 
+def _spelled_out(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a network with one number for all of its windows as one for each."""
+    windows, resolutions = settings.get("cross_attention_windows"), settings.get("cross_attention_resolutions", ())
+    return (
+        {**settings, "cross_attention_windows": [windows] * len(resolutions)} if isinstance(windows, int) else settings
+    )
+
+
 def checkpoint_to_resume(
     run: Path, resume: bool, config: Mapping[str, Any], seed: int, steps: int
 ) -> Checkpoint | None:
@@ -159,10 +167,9 @@ def checkpoint_to_resume(
             command = {"upsampler": "train-upsampler"}.get(before.get("kind"), "train")
             raise UserError(f"{run} is a run of `mgct {command}`; resume it with that")
         for part in ("model", "clip"):
-            names = sorted(config[part].keys() | before[part].keys())
-            now, then = (
-                [values[part].get(key, LATER.get(key)) or None for key in names] for values in (config, before)
-            )
+            ours, theirs = _spelled_out(config[part]), _spelled_out(before[part])
+            names = sorted(ours.keys() | theirs.keys())
+            now, then = ([values.get(key, LATER.get(key)) or None for key in names] for values in (ours, theirs))
             if changed := [f"{part}.{key}" for key, a, b in zip(names, now, then, strict=True) if a != b]:
                 named = ", ".join(changed)
                 raise UserError(f"{run} was trained with other settings ({named}); see {run / 'config.yaml'}")
