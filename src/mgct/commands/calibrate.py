@@ -81,7 +81,7 @@ def calibrate_model(
             pipe.register_modules(coarse_start=_coarse_start(source))
         before = [] if pipe.calibration is None else pipe.calibration.paths
         clips = dequantise(source.read(range(num)))
-        pipe.to(torch.accelerator.current_accelerator() or "cpu")
+        pipe.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         pipe.cast(PRECISIONS[precision])
         calibration = Calibration.of([*before, *_measured(pipe, clips, ways)])
         pipe.register_modules(calibration=calibration)
