@@ -212,7 +212,8 @@ def pack(task: Task, before: Progress, seconds: float) -> Progress:
     pieces = [*before.pieces, asdict(piece)]
     progress = Progress(before.of, before.batch_size, done, before.run_from, pieces, variant=before.variant)
     shutil.rmtree(draft, ignore_errors=True)
-    pipe: Any = AVPipeline.from_pretrained(model, dtype=torch.float16)
+    pipe: Any = AVPipeline.from_pretrained(model)
+    pipe.cast(torch.float16)
     pipe.save_pretrained(draft)
     without_paths(draft)
     progress.save(draft)
