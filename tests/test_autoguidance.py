@@ -124,6 +124,8 @@ def test_ends_of_paths_are_not_led(strong, weak):
 def test_what_cannot_be_is_refused(strong, weak):
     with pytest.raises(UserError, match="autoguidance needs a model with a guide: `mgct guide` gives it one"):
         AVPipeline(strong, CLIP)(1, 2, autoguidance=2.0, **QUIET)
+    with pytest.raises(UserError, match="autoguidance needs a model with a guide"):
+        calibrate(AVPipeline(strong, CLIP), clips(2), SamplingOptions(2, autoguidance=2.0, **QUIET))
     with pytest.raises(UserError, match="autoguidance must be a number"):
         SamplingOptions(autoguidance=float("nan"))
 

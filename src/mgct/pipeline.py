@@ -375,7 +375,6 @@ class AVPipeline(DiffusionPipeline):
             if given.method == "mm-diffusion" and options.sampler != "ddpm":
                 raise UserError("method 'mm-diffusion' needs sampler 'ddpm'; 'guided' works with every sampler")
         two_levels.check(self, options, given, shapes)
-        self._check_autoguidance(options)
         network = self.network(options)
         if frames != self.clip.frames:
             network = windowed(network, self.clip, frames)
@@ -583,10 +582,20 @@ class AVPipeline(DiffusionPipeline):
         return x
 
     def network(self, options: SamplingOptions) -> Network:
-        """The network as ``options`` have it called and guided."""
+        """The network as ``options`` have it called and guided.
+
+        Raises:
+            UserError: they ask for autoguidance that cannot be.
+        """
         network, scale = network_of(self.unet, options, self._execution_device), self.autoguidance(options)
-        if self.guide is None or scale == 1:
+        if scale == 1:
             return network
+        if self.guide is None:
+            raise UserError("autoguidance needs a model with a guide: `mgct guide` gives it one")
+        if options.asks_ends:
+            raise UserError(
+                f"autoguidance is of denoised clips, and sampler {options.sampler!r} asks for ends of paths"
+            )
         return autoguided(network, network_of(self.guide, options, self._execution_device), scale)
 
     def autoguidance(self, options: SamplingOptions) -> float:
@@ -598,17 +607,6 @@ class AVPipeline(DiffusionPipeline):
             return options.autoguidance
         own = self.config.autoguidance
         return 1.0 if self.guide is None or own is None or options.asks_ends else own
-
-    def _check_autoguidance(self, options: SamplingOptions) -> None:
-        """Refuse autoguidance that cannot be."""
-        if self.autoguidance(options) == 1:
-            return
-        if self.guide is None:
-            raise UserError("autoguidance needs a model with a guide: `mgct guide` gives it one")
-        if options.asks_ends:
-            raise UserError(
-                f"autoguidance is of denoised clips, and sampler {options.sampler!r} asks for ends of paths"
-            )
 
     def _shapes(self, frames: int) -> AVSample:
         """Shapes of one clip of ``frames`` frames."""
