@@ -65,6 +65,10 @@ def network_of(unet: Any, options: SamplingOptions, device: torch.device) -> Net
     return call
 
 
+AUTOGUIDANCE = 2.0
+"""The strength, if none is said."""
+
+
 def autoguided(network: Network, guide: Network, scale: float) -> Network:
     """The network led away from the errors of a weaker one: ε̂ ← ε̂_guide + s (ε̂ - ε̂_guide).
 

@@ -25,7 +25,7 @@ from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
 from mgct.given import Given, Method, as_clips
 from mgct.grids import Point
-from mgct.network_calls import autoguided, network_of
+from mgct.network_calls import AUTOGUIDANCE, autoguided, network_of
 from mgct.noise import NoiseSchedule
 from mgct.predictors import Predict
 from mgct.sampling_options import SamplingOptions, Step
@@ -141,7 +141,7 @@ class AVPipeline(DiffusionPipeline):
         """The network, and its guide if it has one."""
         return [network for network in (self.unet, self.guide) if network is not None]
 
-    def take_guide(self, weaker: AVPipeline, autoguidance: float | None = 2.0) -> None:
+    def take_guide(self, weaker: AVPipeline, autoguidance: float | None = AUTOGUIDANCE) -> None:
         """Let the network of a weaker model of the same clips guide this one's.
 
         Raises:

@@ -8,12 +8,13 @@ from typing import Any
 from mgct.calibration import Calibration
 from mgct.commands.model_copies import held, save_copy, target_of
 from mgct.files import check_can_make
+from mgct.network_calls import AUTOGUIDANCE
 from mgct.pipeline import AVPipeline
 from mgct.predictors import check_scale
 from mgct.saved_models import find_pipeline
 
 
-def guide_model(model: str, guide: str, out: Path | None = None, autoguidance: float = 2.0) -> None:
+def guide_model(model: str, guide: str, out: Path | None = None, autoguidance: float = AUTOGUIDANCE) -> None:
     """Give a model a weaker one to be guided by, away from the errors that both make, and save them together.
 
     Autoguidance (Karras et al. 2024). The weaker one has seen the same data for a sixteenth of the training or less,
