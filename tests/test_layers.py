@@ -24,7 +24,7 @@ LAYERS = [
     {"given", "windows", "sampling_options", "stopping", "calibration"},
     {"two_levels", "network_calls"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
-    {"guard", "monitors", "train_settings", "calibrate"},
+    {"guard", "monitors", "muon", "train_settings", "calibrate"},
     {"trainer", "clip_folder", "upsampler_trainer"},
     {"reproduce", "app"},
     {"commands"},

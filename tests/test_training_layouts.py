@@ -87,6 +87,17 @@ def test_checkpoints_of_one_layout_load_in_another(stopped, undisturbed, tiny_sh
         assert distance(expected.tensors(part), found.tensors(part)) < 1e-5, part
 
 
+def test_muon_s_updates_are_those_of_whole_matrices_where_they_are_sharded(tiny_shards, tmp_path):
+    runs = [tmp_path / layout / "run" for layout in ("one", "fsdp")]
+    for run in runs:
+        run.parent.mkdir()
+        train(run.parent.name, *arguments(tiny_shards, run, STOP), "--train.optimizer", "muon")
+    one, other = map(read_checkpoint, runs)
+    for part in ("model", "ema", "optimizer"):
+        assert one.tensors(part).keys() == other.tensors(part).keys()
+        assert distance(one.tensors(part), other.tensors(part)) < 1e-4, part
+
+
 def test_a_sharded_run_exports_a_whole_model(stopped):
     run = stopped["fsdp"]
     averaged = read_checkpoint(run).tensors("ema")

@@ -149,7 +149,7 @@ def checkpoint_to_resume(
         run: the run folder.
         resume: whether to go on; without it the folder may not hold a run.
         config: what is kept in each checkpoint, as `as_json` gives it: of ``kind``, ``model`` and ``clip`` nothing may
-            have changed.
+            have changed, nor the optimiser.
         seed: of the run; the same as before.
         steps: to train to, at least as far as the run is.
 
@@ -175,6 +175,12 @@ def checkpoint_to_resume(
                 raise UserError(f"{run} was trained with other settings ({named}); see {run / 'config.yaml'}")
         if (trained := checkpoint.state["seed"]) != seed:
             raise UserError(f"{run} was trained with train.seed {trained}; resume with the same")
+        now, then = (kept.get("train", {}).get("optimizer", "adamw") for kept in (config, before))
+        if now != then:
+            raise UserError(
+                f"{run} was trained with train.optimizer {then}; resume with the same, or begin another run with "
+                f"--init {run}"
+            )
         if (done := checkpoint.state["step"]) > steps:
             raise UserError(
                 f"{run} is at step {done} already, beyond train.steps {steps}: give the step to train to, as in "
@@ -310,11 +316,12 @@ def load_optimizer_tensors(
     """Put back what `optimizer_tensors` gave.
 
     Args:
-        optimizer: its parameters are those of ``parameters``, in that order.
+        optimizer: its parameters are among ``parameters``.
         parameters: name → parameter.
         tensors: as `optimizer_tensors` names them.
     """
-    order = {name: index for index, name in enumerate(parameters)}
+    place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    order = {name: place[id(parameter)] for name, parameter in parameters.items() if id(parameter) in place}
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")

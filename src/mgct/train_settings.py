@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mgct.errors import UserError, check_numbers
 from mgct.layout import Precision
@@ -17,12 +18,14 @@ class TrainSettings:
         batch_size: clips per step over all processes.
         micro_batch_size: clips per forward call of a process; None: its whole share at once. Less memory, same
             result; but of each the consistency loss sees at least one clip (``consistency.share``, rounded up).
-        learning_rate: of AdamW, constant between warm-up and cooldown.
+        optimizer: adamw; or muon, which makes the updates of weight matrices orthogonal and leaves the rest to AdamW
+            (`mgct.muon.Muon`).
+        learning_rate: constant between warm-up and cooldown.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         cooldown_steps: last steps over which it falls linearly to 0 (Hägele et al. 2024, Scaling laws and
             compute-optimal training beyond fixed training durations). A run that is resumed with more steps, from its
             end or from a checkpoint before the cooldown, is at the whole rate again.
-        weight_decay: of AdamW.
+        weight_decay: share of the learning rate by which weights shrink at each step, apart from the gradient.
         max_grad_norm: the gradient's norm is clipped to this.
         max_loss_rise: a step whose loss is above this times the mean of the stage's last 100 stops the run, as one that
             is not finite does; None: only the latter. Beware of losses without λ in stage 2, which vary a lot.
@@ -49,6 +52,7 @@ class TrainSettings:
     steps: int = 100_000
     batch_size: int = 8
     micro_batch_size: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     cooldown_steps: int = 0

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from mgct.guard import Failure, StepGuard
 from mgct.layout import Layout, Network, placed_like
 from mgct.losses import ClipLoss
 from mgct.monitors import Monitors, MonitorSettings, band_means
+from mgct.muon import Muon
 from mgct.passes import GraphedPasses
 from mgct.running_means import RunningMeans
 from mgct.stages import MGCT, TargetDecay, average_into, frozen_copy
@@ -110,7 +112,8 @@ class Trainer:
             **dict(self.unet.named_parameters()),
             **{f"learned.{name}": value for name, value in self.learned.named_parameters()},
         }
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, fused=True)
+        optimizer = Muon if settings.optimizer == "muon" else partial(torch.optim.AdamW, fused=True)
+        self.optimizer = optimizer(self._groups(), lr=settings.learning_rate)
         self.guard = StepGuard(self.parameters, settings.max_grad_norm, settings.max_loss_rise, self.layout)
         self.means = RunningMeans()
         self.colours = CoarseSums(settings.coarse_start_cells) if settings.coarse_start_cells else None
