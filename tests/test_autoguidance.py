@@ -16,6 +16,7 @@ from mgct.network_calls import autoguided
 from mgct.noise import NoiseSchedule
 from mgct.reproduce.study import Settings, Study
 from mgct.sampling_options import SamplingOptions
+from mgct.stages import Guidance
 from tests.test_calibration import clips
 from tests.test_pipeline import CLIP, QUIET, tiny_unet
 
@@ -216,7 +217,9 @@ def test_training_leads_past_the_mean_of_the_noise_by_the_strength_less_one():
     truth, noise = clips(8), AVSample(video=torch.zeros(8, *CLIP.video_shape), audio=torch.zeros(8, *CLIP.audio_shape))
     for _ in range(200):
         timestep = torch.randint(1000, (8,), generator=draw)
-        loss = multimodal_loss(model, truth, noise, timestep, NoiseSchedule(), guide=Guide(guide, 1.5)).loss.mean()
+        loss = multimodal_loss(
+            model, truth, noise, timestep, NoiseSchedule(), guide=Guide(guide, AVSample(1.5, 1.5))
+        ).loss.mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -227,16 +230,29 @@ def test_training_leads_past_the_mean_of_the_noise_by_the_strength_less_one():
 def test_training_without_strength_or_with_a_guide_as_good_is_plain(strong):
     truth, noise, timestep = clips(2), clips(2, seed=1), torch.tensor([10, 900])
     plain = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), 0).loss
-    for guide in (Guide(network(2), 1.0), Guide(strong, 3.0)):
+    for guide in (Guide(network(2), AVSample(1.0, 1.0)), Guide(strong, AVSample(3.0, 3.0))):
         led = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), 0, guide).loss
         torch.testing.assert_close(led, plain, rtol=1e-5, atol=0)
+
+
+def test_the_sound_can_be_led_alone(strong):
+    truth, noise, timestep = clips(2), clips(2, seed=1), torch.tensor([10, 900])
+    losses = [
+        multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), 0, guide).logs
+        for guide in (None, Guide(network(2), Guidance(strength=1.0, audio_strength=2.0).strengths))
+    ]
+    plain, led = losses
+    assert torch.equal(led["loss_mm_video"], plain["loss_mm_video"])
+    assert (led["loss_mm_audio"] - plain["loss_mm_audio"]).abs().min() > 1e-4
 
 
 def test_a_guide_with_other_windows_can_train(strong):
     truth, noise, timestep = clips(2), clips(2, seed=1), torch.tensor([10, 900])
     other = network(2, cross_attention_shift=False)
     shifts = torch.ones(strong.num_shifted_blocks, dtype=torch.int64)
-    led = multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), shifts, Guide(other, 2.0)).loss
+    led = multimodal_loss(
+        strong, truth, noise, timestep, NoiseSchedule(), shifts, Guide(other, AVSample(2.0, 2.0))
+    ).loss
     assert (led - multimodal_loss(strong, truth, noise, timestep, NoiseSchedule(), shifts).loss).abs().min() > 1e-4
 
 
@@ -272,4 +288,6 @@ def test_a_run_is_led_by_a_saved_model_and_goes_on_so(models, capsys):
     assert "no such model" in errors[0]
     assert "makes other clips" in errors[1]
     assert "guidance.strength must lie in [1, 10], got 0.5" in errors[2]
+    with pytest.raises(UserError, match=r"guidance.audio_strength must lie in \[1, 10\], got 11"):
+        Guidance(audio_strength=11)
     assert not (models / "none").exists()

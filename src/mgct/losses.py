@@ -54,11 +54,11 @@ class Guide:
 
     Args:
         network: of the same data, but trained for less, or smaller; in evaluation mode, without gradients.
-        strength: s, at least 1.
+        strength: s of either modality, at least 1.
     """
 
     network: Any
-    strength: float
+    strength: AVSample
 
     @torch.no_grad()
     def target(self, noise: AVSample, predicted: AVSample, noisy: AVSample, shift: Any, **times: Tensor) -> AVSample:
@@ -66,9 +66,11 @@ class Guide:
         blocks = self.network.num_shifted_blocks
         fits = shift is None or isinstance(shift, int) or len(shift) == blocks
         weaker = self.network(noisy.video, noisy.audio, window_shift=shift if fits else 0, **times)
-        share = 1 - 1 / self.strength
-        away = predicted.map(lambda ours, theirs: share * (ours.float() - theirs.float()), weaker)
-        return noise.map(torch.add, away)
+
+        def led(eps: Tensor, s: float, ours: Tensor, theirs: Tensor) -> Tensor:
+            return eps + (1 - 1 / s) * (ours.float() - theirs.float())
+
+        return noise.map(led, self.strength, predicted, weaker)
 
 
 def multimodal_loss(

@@ -271,14 +271,22 @@ class Guidance:
     Args:
         guide: the weaker model, a saved model or run folder; empty: none.
         strength: s, of the autoguidance that is learned; 1: none.
+        audio_strength: that of the sound; None: as the picture's.
     """
 
     guide: str = ""
     strength: float = 1.5
+    audio_strength: float | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.strength <= 10:
-            raise UserError(f"guidance.strength must lie in [1, 10], got {self.strength}")
+        for name in ("strength", "audio_strength"):
+            if (value := getattr(self, name)) is not None and not 1 <= value <= 10:
+                raise UserError(f"guidance.{name} must lie in [1, 10], got {value}")
+
+    @property
+    def strengths(self) -> AVSample:
+        """s of either modality."""
+        return AVSample(self.strength, self.strength if self.audio_strength is None else self.audio_strength)
 
 
 class Balance(ABC):

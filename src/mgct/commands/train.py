@@ -261,13 +261,13 @@ def _load_weights(unet: MultimodalUNet, source: str) -> None:
 
 def _guide(guidance: Guidance, unet: MultimodalUNet, clip: ClipSpec, device: torch.device) -> Guide | None:
     """The weaker network that the training is led away from, on the device."""
-    if not guidance.guide or guidance.strength == 1:
+    if not guidance.guide or guidance.strengths.video == guidance.strengths.audio == 1:
         return None
     pipe: Any = AVPipeline.from_pretrained(find_pipeline(guidance.guide))
     if pipe.clip != clip:
         raise UserError(f"guidance.guide {guidance.guide} makes other clips ({pipe.clip}) than these ({clip})")
     check_guide(unet, pipe.unet)
-    return Guide(pipe.unet.to(device).requires_grad_(False), guidance.strength)
+    return Guide(pipe.unet.to(device).requires_grad_(False), guidance.strengths)
 
 
 def _saved_facts(source: str | Path) -> dict[str, Any]:
