@@ -8,7 +8,7 @@
     python benchmarks/speed.py profile profile-train --config paper        # where the time goes, by kind of layer
     python benchmarks/speed.py startup                                     # imports, --help, the first network call
 
-Tasks: ``forward`` (no gradient), ``train`` (multimodal loss, backward, AdamW, running average), ``sample12`` and
+Tasks: ``forward`` (no gradient), ``train`` (multimodal loss, backward, AdamW or Muon, running average), ``sample12`` and
 ``sample20`` (dpm-solver++ with that many network calls, through `AVPipeline`).
 
 Every case runs in a process of its own: warm-up first (its time is reported apart; compilation is in it), then
@@ -226,7 +226,7 @@ class Case:
             return self.call(self.video, self.audio, self.timestep)
 
     def training(self) -> Callable[[], Any]:
-        """A training step: multimodal loss, backward, AdamW, and the running average of the weights."""
+        """A training step: multimodal loss, backward, optimiser, and the running average of the weights."""
         import copy
 
         import torch
@@ -237,7 +237,11 @@ class Case:
                 self.module.enable_gradient_checkpointing()
         parameters = list(self.module.parameters())
         average = [copy.deepcopy(parameter.detach()) for parameter in parameters]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+        optimizer: Any = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+        if self.spec.get("muon") and not self.spec["other"]:
+            from mgct.muon import Muon
+
+            optimizer = Muon([{"params": parameters, "weight_decay": 0.0}], lr=1e-4)
 
         def passes(noisy_video: Any, noisy_audio: Any, timestep: Any) -> list[Any]:
             optimizer.zero_grad(set_to_none=True)
@@ -738,6 +742,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--apart", action="store_true", help="each run in a process of its own: less memory, slower")
     parser.add_argument("--checkpointing", action="store_true", help="our training steps recompute all activations")
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=False, help="or the cheap ones")
+    parser.add_argument("--muon", action="store_true", help="our training steps by mgct.muon instead of AdamW")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -779,6 +784,7 @@ def main(arguments: list[str] | None = None) -> None:
                             "compile": mode, "graph": options.graph, "device": options.device, "threads": options.threads, "other": None,
                             "warmup": options.warmup, "repeats": options.repeats, "checkpointing": options.checkpointing,
                             "recompute": options.recompute,
+                            "muon": options.muon,
                         }  # fmt: skip
                         try:
                             results.append(run_case(spec, options))
