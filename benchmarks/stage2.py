@@ -213,7 +213,8 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
             config[name] = {**config.get(name, {}), **settings}
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
-    config["train"].update(seed=seed, learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
+    config["train"].update(seed=seed, optimizer=options.optimizer)
+    config["train"].update(learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
     clips = options.stage_1_clips if variant is None else options.stage_2_clips
     variant = variant or "mm-diffusion"
     config["train"]["steps"] = share_of_compute(variant, clips, config["train"]["batch_size"])
@@ -316,6 +317,7 @@ def parse() -> argparse.Namespace:
     micro_command.add_argument("--config", type=Path, help="laid over configs/micro.yaml, as configs/velocity.yaml")
     micro_command.add_argument("--stage_1_clips", type=int, default=48_000)
     micro_command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
+    micro_command.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     micro_command.add_argument("--learning_rate", type=float, default=1e-3)
     micro_command.add_argument("--num", type=int, default=256, help="clips that are made")
     micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
