@@ -342,6 +342,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         (TrainSettings, {"max_grad_norm": 0}, "train.max_grad_norm must be positive"),
         (TrainSettings, {"warmup_steps": -5}, "train.warmup_steps may not be negative"),
         (TrainSettings, {"cooldown_steps": -1}, "train.cooldown_steps may not be negative"),
+        (TrainSettings, {"steps": 5, "cooldown_steps": 6}, "train.cooldown_steps 6 is more than train.steps 5"),
         (TrainSettings, {"ema_decay": 1.0}, "ema_decay"),
         (TrainSettings, {"learning_rate": float("inf")}, "train.learning_rate must be finite"),
         (Transfer, {"delta": float("nan")}, "transfer.delta must be positive"),

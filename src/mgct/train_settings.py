@@ -78,6 +78,8 @@ class TrainSettings:
         check_numbers(vars(self), (*counts, "learning_rate", "max_grad_norm"), not_negative, "train.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.cooldown_steps > self.steps:
+            raise UserError(f"train.cooldown_steps {self.cooldown_steps} is more than train.steps {self.steps}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UserError(f"train.micro_batch_size must be positive, got {self.micro_batch_size}")
         if self.max_loss_rise is not None and self.max_loss_rise <= 1:
