@@ -70,6 +70,14 @@ def test_an_update_is_as_large_as_the_matrix_is_whatever_the_gradient_s_size():
     assert orthogonal(torch.zeros(2, 8, 16)).count_nonzero() == 0
 
 
+def test_small_singular_values_become_about_one_too():
+    values = torch.logspace(0, -4, 40)
+    values = values / values.norm()
+    found = torch.linalg.svdvals(orthogonal(torch.diag(values)[None])[0, values >= 1 / 500])
+    assert found.min() > 0.68
+    assert found.max() < 1.21
+
+
 def test_a_step_that_must_not_be_taken_changes_nothing():
     parameters = weights((16, 24), (16,))
     optimizer = Muon([{"params": parameters, "weight_decay": 0.1}], RATE)
