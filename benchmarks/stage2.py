@@ -213,8 +213,8 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
             config[name] = {**config.get(name, {}), **settings}
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
-    config["train"].update(seed=seed, optimizer=options.optimizer)
-    config["train"].update(learning_rate=options.learning_rate, warmup_steps=options.warmup_steps)
+    names = ("optimizer", "learning_rate", "warmup_steps")
+    config["train"].update({name: getattr(options, name) for name in names}, seed=seed)
     clips = options.stage_1_clips if variant is None else options.stage_2_clips
     variant = variant or "mm-diffusion"
     config["train"]["steps"] = share_of_compute(variant, clips, config["train"]["batch_size"])

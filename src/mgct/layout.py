@@ -107,7 +107,7 @@ class Layout:
         main, found = self.accelerator.is_main_process, {}
         for name, value in tensors.items():
             if main or isinstance(value, DTensor):
-                full = value.full_tensor() if isinstance(value, DTensor) else value
+                full = whole(value)
                 if main:
                     found[name] = full.detach().cpu()
         return found
@@ -165,11 +165,20 @@ def placed_like(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor])
     """
     placed = {}
     for name, value in tensors.items():
-        like = parameters.get(name)
-        if isinstance(like, DTensor):
-            value = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-        placed[name] = value
+        placed[name] = spread_like(value, parameters.get(name))
     return placed
+
+
+def spread_like(value: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor, the same in every process, spread over them as ``like`` is."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole(value: Tensor) -> Tensor:
+    """The tensor put together from all processes, in each of them; all must call."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mgct.layout import spread_like, whole
 
 MOMENTUM = 0.95
 """Share of the running mean of the gradients that stays at each step (Jordan et al. 2024)."""
@@ -18,7 +19,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al. (2024): x ← a x + b x³ + c x⁵, five times, takes a singular value in (0, 1] to about 1."""
 ROUNDS = 5
 SMALLEST = 8
-"""Matrices with fewer rows or columns, those from and to pixels and samples, are AdamW's."""
+"""Matrices with fewer rows or columns, those to pixels and from and to samples, are AdamW's."""
 
 
 class Muon(torch.optim.AdamW):
@@ -27,7 +28,7 @@ class Muon(torch.optim.AdamW):
     For a matrix W (m, n) with gradient G, momentum M ← μ M + (1 - μ) G and step W ← W - η 0.2 √max(m, n) O, O the
     nearest orthogonal matrix to (1 - μ) G + μ M (Nesterov's momentum) by five rounds of Newton and Schulz: all
     directions of the update are equally long, the rare ones too. 0.2 √max(m, n) makes an update as large as AdamW's, so
-    that one learning rate does for both (Liu et al. 2025, Muon is scalable for LLM training). A kernel of a convolution
+    that one learning rate does for both (Liu et al. 2025). A kernel of a convolution
     counts as the matrix (channels out, channels in × places).
 
     Unlike `torch.optim.Muon` it takes kernels, lets matrices of one shape go together, obeys ``found_inf`` (a step is
@@ -79,8 +80,8 @@ class Muon(torch.optim.AdamW):
             if skip is not None:
                 momentum, update = torch.where(skip, before, momentum), torch.where(skip, 0.0, update)
             for parameter, old, new, step in zip(parameters, kept, momentum, update, strict=True):
-                old.copy_(_placed(new, parameter))
-                parameter.sub_(_placed(step, parameter))
+                old.copy_(spread_like(new.reshape(parameter.shape), parameter))
+                parameter.sub_(spread_like(step.reshape(parameter.shape), parameter))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def _apart(group: dict[str, Any]) -> list[dict[str, Any]]:
     of_matrices = set(map(id, matrices))
     rest = [p for p in parameters if id(p) not in of_matrices]
     parts = [(rest, False), (matrices, True)]
-    return [{**group, "params": part, "orthogonal": orthogonal} for part, orthogonal in parts if part]
+    return [{**group, "params": part, "orthogonal": matrix} for part, matrix in parts if part]
 
 
 def _shape(parameter: Tensor) -> tuple[int, int]:
@@ -123,12 +124,4 @@ def _shape(parameter: Tensor) -> tuple[int, int]:
 
 def _stack(tensors: Iterable[Tensor], shape: tuple[int, int]) -> Tensor:
     """Whole tensors as matrices (N, *shape)."""
-    return torch.stack([(t.full_tensor() if isinstance(t, DTensor) else t).reshape(shape) for t in tensors])
-
-
-def _placed(matrix: Tensor, like: Tensor) -> Tensor:
-    """The matrix with the shape of ``like``, and spread over the processes as it is."""
-    value = matrix.reshape(like.shape)
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return torch.stack([whole(tensor).reshape(shape) for tensor in tensors])
