@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import yaml
+from counting import onednn_products
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,7 +79,7 @@ def plain_step(operations: float, training: bool) -> Callable[[], Any]:
 
 def counted(step: Callable[[], Any]) -> float:
     """Floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=onednn_products()) as counter:
         step()
     return float(counter.get_total_flops())
 

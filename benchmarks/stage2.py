@@ -3,6 +3,7 @@
     python benchmarks/stage2.py toy                       # 4-D data whose distribution is known: about a minute
     python benchmarks/stage2.py toy --seeds 3 --steps 8000 --variants all
     python benchmarks/stage2.py micro runs/stage2         # the micro network on a world: under an hour on two cores
+    python benchmarks/stage2.py micro runs/stage2 --stage_1 landscape-micro --config configs/finetune.yaml
     python benchmarks/stage2.py report RESULTS.jsonl …    # the tables, from what the others wrote
 
 Every variant goes on from the same stage 1 and has the same compute: network evaluations × size, a backward pass
@@ -208,9 +209,9 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
     plan = yaml.safe_load((ROOT / "experiments" / "plan.yaml").read_text())
     config["model"].update(plan["sizes"]["micro"]["model"])
-    if options.config:
-        for name, settings in yaml.safe_load(options.config.read_text()).items():
-            config[name] = {**config.get(name, {}), **settings}
+    for file in options.config:
+        for name, settings in yaml.safe_load(file.read_text()).items():
+            config[name] = {**config.get(name, {}), **settings} if isinstance(settings, dict) else settings
     config["data"] = f"world:{options.world}"
     config["monitor"] = {"gradients_every": 0, "samples_every": 0, "metric_every": 0}
     names = ("optimizer", "learning_rate", "warmup_steps")
@@ -222,20 +223,22 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
 
 
 def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]) -> None:
-    """Every variant on a world at micro size, from one stage 1."""
+    """Every variant on a world at micro size, from one stage 1: a model that is given, or one trained here."""
     from mgct import AVPipeline, ClipSpec
     from mgct.metrics.evaluate import RunningMetric
     from mgct.metrics.sources import open_source
 
     out: Path = options.out
-    stage_1 = out / options.world / "stage-1"
-    run_training(stage_1, micro_config(options, None, 0), [])
+    stage_1 = options.stage_1
+    if stage_1 is None:
+        run_training(out / options.world / "stage-1", micro_config(options, None, 0), [])
+        stage_1 = out / options.world / "stage-1" / "model"
     clip = ClipSpec(**micro_config(options, None, 0)["clip"])
     metric: RunningMetric | None = None
     for seed in range(options.seeds):
         for variant in options.variants:
             folder = out / options.world / f"{variant}-{seed}"
-            run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1 / 'model'}"])
+            run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
             for sampler in [*named_runs(variant), "sde-dpm-solver++"]:
                 for calls, clip_x0, start in options.calls.get(sampler, ()):
@@ -314,7 +317,10 @@ def parse() -> argparse.Namespace:
     toy_command.add_argument("--steps", type=int, default=4000, help="stage 1, and as much compute again")
     toy_command.add_argument("--threads", type=int, default=1)
     micro_command.add_argument("--world", default="landscape")
-    micro_command.add_argument("--config", type=Path, help="laid over configs/micro.yaml, as configs/velocity.yaml")
+    overlay = "laid over configs/micro.yaml, as configs/velocity.yaml"
+    micro_command.add_argument("--config", type=Path, nargs="+", default=[], help=overlay)
+    given = "a finished model to go on from, as landscape-micro with --config configs/finetune.yaml"
+    micro_command.add_argument("--stage_1", metavar="MODEL", help=given)
     micro_command.add_argument("--stage_1_clips", type=int, default=48_000)
     micro_command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
     micro_command.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")

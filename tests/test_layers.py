@@ -10,7 +10,7 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "products"},
     {"saved_models", "graphs", "gpu", "winograd", "recompute"},
     {"types", "files", "clip_random"},
     {"kernels", "norms", "resampling", "attention", "frequency_bands", "whole_files"},

@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mgct import convolutions, winograd
+from mgct import convolutions, products, winograd
+
+
+@pytest.fixture(params=["mkl", "onednn"])
+def by_onednn(monkeypatch, request):
+    """Products by either library, on any machine that has it."""
+    wanted = request.param == "onednn"
+    if wanted and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    for module in (products, winograd, convolutions):
+        monkeypatch.setattr(module, "by_onednn", lambda: wanted)
+    return wanted
 
 
 def relative(ours, exact):
@@ -18,6 +29,10 @@ def exact_conv2d(x, weight, bias):
 
 def exact_conv1d(x, weight, bias, shift):
     return F.conv1d(x.mT, weight, bias, padding=shift, dilation=shift).mT
+
+
+def always():
+    return winograd.BY_MKL._replace(size=0, size_back=0)
 
 
 def check(function, exact, x_shape, weight_shape, *arguments):
@@ -43,13 +58,14 @@ def check(function, exact, x_shape, weight_shape, *arguments):
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (16, 8)])
 @pytest.mark.parametrize("channels", [(64, 64), (96, 48)])
-def test_a_picture(monkeypatch, piece_bytes, size, channels):
+def test_a_picture(monkeypatch, by_onednn, piece_bytes, size, channels):
     monkeypatch.setattr(winograd, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(winograd, "MIN_SIZE", 0)
+    monkeypatch.setattr(winograd, "limits", always)
     check(winograd.conv2d, exact_conv2d, (3, *size, channels[0]), (channels[1], channels[0], 3, 3))
 
 
 def test_a_picture_with_few_channels_goes_backwards_so(monkeypatch):
+    monkeypatch.setattr(winograd, "limits", lambda: winograd.BY_MKL)
     ways = []
     apply = winograd._Winograd.apply
     monkeypatch.setattr(winograd._Winograd, "apply", lambda *a: ways.append(a[-1]) or apply(*a))
@@ -58,13 +74,22 @@ def test_a_picture_with_few_channels_goes_backwards_so(monkeypatch):
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
-@pytest.mark.parametrize(("rows", "shift"), [(16, 1), (18, 3), (40, 8), (5, 4), (7, 7)])
-def test_a_row(monkeypatch, piece_bytes, rows, shift):
+@pytest.mark.parametrize(("rows", "shift"), [(16, 1), (18, 3), (40, 8), (5, 4), (8, 7)])
+@pytest.mark.parametrize("plain", [False, True], ids=["both passes", "backwards"])
+def test_a_row(monkeypatch, by_onednn, piece_bytes, rows, shift, plain):
+    limits = winograd.BY_ONEDNN._replace(rows=1000 if plain else 0, rows_back=0)
+    monkeypatch.setattr(winograd, "limits", lambda: limits)
+    monkeypatch.setattr(winograd, "_fits", lambda *_: True)
     monkeypatch.setattr(winograd, "PIECE_BYTES", piece_bytes)
-    check(winograd.conv1d, exact_conv1d, (2, rows, 24), (20, 24, 3), shift)
+    ways = []
+    apply = winograd._Winograd.apply
+    monkeypatch.setattr(winograd._Winograd, "apply", lambda *a: ways.append(a[-1] is not None) or apply(*a))
+    taps = convolutions.taps_over_samples
+    check(lambda *inputs: winograd.conv1d(*inputs, taps), exact_conv1d, (2, rows, 24), (20, 24, 3), shift)
+    assert set(ways) == {plain}
 
 
-def test_layers_use_it_where_it_gains(monkeypatch):
+def test_layers_use_it_where_it_gains(monkeypatch, by_onednn):
     """Wide layers do, with the same result; narrow ones, half precision and float64 do not."""
     used = []
     apply = winograd._Winograd.apply
@@ -77,22 +102,22 @@ def test_layers_use_it_where_it_gains(monkeypatch):
         with torch.no_grad():
             return layer, layer(torch.randn(1, 16, 16, 8, channels, dtype=dtype))
 
-    wide, _ = layers(128)
-    assert used == [(128, 128, 3, 3), (128, 128, 3)]
+    wide, _ = layers(256)
+    assert used == [(256, 256, 3, 3), (256, 256, 3)]
     layers(32)
     assert not used
-    layers(128, torch.float64)
+    layers(256, torch.float64)
     assert not used
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        wide(torch.randn(1, 16, 16, 8, 128))
+        wide(torch.randn(1, 16, 16, 8, 256))
     assert not used
 
 
-def test_a_layer_gives_what_pytorch_gives():
+def test_a_layer_gives_what_pytorch_gives(by_onednn):
     torch.manual_seed(0)
     layer = convolutions.AudioConv(160, 160, dilation=4)
     x = torch.randn(2, 101, 160)
-    assert winograd.pays_1d(x, layer.conv.weight, 4)
+    assert winograd.conv1d(x, layer.conv.weight, None, 4, convolutions.taps_over_samples) is not None
     plain = nn.Conv1d(160, 160, 3, padding=4, dilation=4)
     plain.load_state_dict(layer.conv.state_dict())
     assert relative(layer(x)[0].detach(), plain.double()(x.double().mT).mT.detach()) < 1e-5

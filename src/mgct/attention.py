@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgct import gpu
+from mgct import gpu, products
 from mgct.recompute import offer
+
+MIN_SCORES = 1 << 16
+"""Scores of a row and head from which on oneDNN's products are faster than PyTorch's own attention (`_ByHead`)."""
 
 PIECE_BYTES = 2 << 20
 """About how many scores each thread makes at a time in bfloat16 on a CPU: they stay in its cache."""
@@ -26,6 +29,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     half = q.dtype == k.dtype == v.dtype == torch.bfloat16
     if half and q.device.type == "cpu" and not torch.compiler.is_compiling() and fast_bfloat16():
         return _InPieces.apply(q, k, v)
+    if q.shape[1] * k.shape[1] >= MIN_SCORES and products.possible(q, k, v):
+        return _ByHead.apply(q, k, v)
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
@@ -89,6 +94,39 @@ def _probabilities(q: Tensor, k: Tensor, room: Tensor) -> Tensor:
     return torch.softmax(room, -1, out=room)
 
 
+class _ByHead(torch.autograd.Function):
+    """`attention` in float32 by oneDNN, a row and head at a time; the backward pass makes the scores again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Arguments as in `attention`."""
+        ctx.save_for_backward(q, k, v)
+        batch, heads = len(q), q.shape[2]
+        q, k, v = map(_by_head, (q * q.shape[-1] ** -0.5, k, v))
+        out = torch.empty_like(q)
+        for one_q, one_k, one_v, made in zip(q, k, v, out, strict=True):
+            made.copy_(products.product(torch.softmax(products.product(one_q, one_k), -1), one_v.mT))
+        return out.unflatten(0, (batch, heads)).transpose(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of q, k and v."""
+        batch, heads = len(grad), grad.shape[2]
+        q, k, v = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        q, k, v, grad = map(_by_head, (q * scale, k, v, grad))
+        grads = tuple(map(torch.empty_like, (q, k, v)))
+        for i in range(len(q)):
+            shares = torch.softmax(products.product(q[i], k[i]), -1)
+            of_scores = products.product(grad[i], v[i])
+            torch._softmax_backward_data(of_scores, shares, -1, of_scores.dtype, grad_input=of_scores)
+            grads[0][i].copy_(products.product(of_scores, k[i].mT)).mul_(scale)
+            grads[1][i].copy_(products.product(of_scores.mT, q[i].mT))
+            grads[2][i].copy_(products.product(shares.mT, grad[i].mT))
+        return tuple(x.unflatten(0, (batch, heads)).transpose(1, 2) for x in grads)
+
+
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, window: int, shift: int | Tensor) -> Tensor:
     """Random-shift multi-modal attention: one modality's tokens to the other's, all frames in one call.
 
@@ -112,7 +150,9 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, wind
     if window == num_frames and k_length == num_frames * k_chunk:  # every window is everything
         return attention(q, k, v)
     first, steps = torch.arange(num_frames, device=q.device)[:, None], torch.arange(window, device=q.device)
-    if k_length == num_frames * k_chunk:
+    if k_length == num_frames * k_chunk and window == 1 and isinstance(shift, int) and shift % num_frames == 0:
+        k, v = (x.unflatten(1, (num_frames, k_chunk)) for x in (k, v))
+    elif k_length == num_frames * k_chunk:
         chunks = ((first + shift + steps) % num_frames).flatten()
         places = ((first - shift - steps) % num_frames * window + steps).flatten()
         k, v = (_gather(x.unflatten(1, (num_frames, k_chunk)), chunks, places) for x in (k, v))
@@ -161,4 +201,5 @@ class _Gather(torch.autograd.Function):
         if gpu.has_kernels(grad):
             summed = gpu.kernels().take(grad.flatten(3), places, len(places) // ctx.count)
             return summed.unflatten(3, grad.shape[3:]), None, None
-        return grad.index_select(1, places).unflatten(1, (ctx.count, -1)).sum(2), None, None
+        gathered = grad.index_select(1, places)
+        return gathered if len(places) == ctx.count else gathered.unflatten(1, (ctx.count, -1)).sum(2), None, None

@@ -12,13 +12,13 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgct import gpu
 from mgct.attention import attention, windowed_attention
 from mgct.convolutions import AudioConv, VideoConv, zero_init
 from mgct.norms import GroupNorm
+from mgct.products import Linear, linear
 from mgct.recompute import offer
 from mgct.resampling import RESAMPLING, Resample, identity
 from mgct.types import AVSample
@@ -71,8 +71,8 @@ class ResidualPath(nn.Module):
         self.up = up
         self.norm_out = GroupNorm(num_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.project = zero_init(nn.Linear(out_channels, out_channels))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Linear(in_channels, out_channels)
+        self.project = zero_init(Linear(out_channels, out_channels))
+        self.skip = nn.Identity() if in_channels == out_channels else Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
@@ -99,7 +99,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     dtype = h.dtype  # autocast's, which is off in a backward pass
 
     def again(*inputs: Tensor) -> Tensor:
-        return F.linear(*(value.to(dtype) for value in inputs))
+        return linear(*(value.to(dtype) for value in inputs))
 
     return offer(h, again, x, layer.weight, layer.bias)
 
@@ -111,8 +111,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.project = zero_init(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels)
+        self.project = zero_init(Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) → (N, T, C)."""
@@ -205,10 +205,10 @@ class CrossAttention(nn.Module):
         self.shifted = shifted
         self.video_norm = GroupNorm(num_groups, channels)
         self.audio_norm = GroupNorm(num_groups, channels)
-        self.video_qkv = nn.Linear(channels, 3 * channels)
-        self.audio_qkv = nn.Linear(channels, 3 * channels)
-        self.video_project = zero_init(nn.Linear(channels, channels))
-        self.audio_project = zero_init(nn.Linear(channels, channels))
+        self.video_qkv = Linear(channels, 3 * channels)
+        self.audio_qkv = Linear(channels, 3 * channels)
+        self.video_project = zero_init(Linear(channels, channels))
+        self.audio_project = zero_init(Linear(channels, channels))
 
     def max_shift(self, num_frames: int) -> int:
         """The largest shift whose window does not wrap for the first frame."""

@@ -11,13 +11,16 @@ times that of the plain convolution, some 3e-6 of the output. What it gains: ``d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgct.products import by_onednn, product, summed
+
 Matrix = tuple[tuple[float, ...], ...]
+Plain1d = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 TILE = 4
 """Outputs that are made together along an axis; they see two inputs more."""
@@ -52,33 +55,55 @@ TAPS: Matrix = (
 PIECE_BYTES = 16 << 20
 """About how much of Bᵀ d is made at a time: little enough to stay in a CPU's cache."""
 
-MIN_CHANNELS_2D = 60
-"""Harmonic mean of a layer's channels from which on `conv2d` gains; below, additions cost more than products save.
 
-This and the following were measured on two cores of an AMD EPYC (Zen 3)."""
+class Limits(NamedTuple):
+    """From where on fewer products gain, as measured: below, the additions cost more than they save.
 
-MIN_CHANNELS_2D_BACKWARD = 46
-"""The same for its backward pass alone."""
+    Attributes:
+        pictures: the harmonic mean of a layer's channels for `conv2d`, forward.
+        pictures_back: and of its backward pass.
+        rows: the same for `conv1d`, which saves less.
+        rows_back: and of its backward pass.
+        rows_fit: whether its backward pass gains only with pieces as small as wanted.
+        size: tiles × channels for `conv2d`: the products of the weights are made anew at each call.
+        size_back: and of its backward pass.
+    """
 
-MIN_CHANNELS_1D = 120
-"""The same for `conv1d`, which saves less."""
+    pictures: float
+    pictures_back: float
+    rows: float
+    rows_back: float
+    rows_fit: bool
+    size: int
+    size_back: int
 
-MIN_SIZE = 1 << 14
-"""Tiles × channels from which on `conv2d` gains: the products of the weights are made anew at each call."""
+
+BY_MKL = Limits(pictures=60, pictures_back=46, rows=120, rows_back=120, rows_fit=True, size=1 << 14, size_back=1 << 14)
+"""With products by MKL; measured on an AMD EPYC (Zen 3)."""
+
+BY_ONEDNN = Limits(
+    pictures=110, pictures_back=110, rows=250, rows_back=120, rows_fit=False, size=1 << 15, size_back=1 << 16
+)
+"""With products, and plain convolutions, by oneDNN and AVX-512; measured on an AMD EPYC (Zen 5)."""
+
+
+def limits() -> Limits:
+    """Those of this machine."""
+    return BY_ONEDNN if by_onednn() else BY_MKL
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3×3 convolution that keeps the size: (N, H, W, C) by (O, C, 3, 3) and (O,) → (N, H, W, O).
 
-    By PyTorch's own convolution where this would not be faster; with few channels only the backward pass is by this.
+    By PyTorch's own convolution where this would not be faster; sometimes only the backward pass is by this.
     """
-    channels, tiles = _mean_channels(weight), x.numel() / (TILE * TILE * x.shape[-1])
-    possible = _is_possible(x, weight) and not (x.shape[1] % TILE or x.shape[2] % TILE)
-    if possible and tiles * channels >= MIN_SIZE:
-        if channels >= MIN_CHANNELS_2D:
-            return _Winograd.apply(x, weight, bias, (1, 2), 0, None)
-        if channels >= MIN_CHANNELS_2D_BACKWARD and torch.is_grad_enabled():
-            return _Winograd.apply(x, weight, bias, (1, 2), 0, _plain_conv2d)
+    gain, channels, tiles = limits(), _mean_channels(weight), x.numel() / (TILE * TILE * x.shape[-1])
+    if not _is_possible(x, weight) or x.shape[1] % TILE or x.shape[2] % TILE:
+        return _plain_conv2d(x, weight, bias)
+    forward = channels >= gain.pictures and tiles * channels >= gain.size
+    back = channels >= gain.pictures_back and tiles * channels >= gain.size_back
+    if back if torch.is_grad_enabled() else forward:
+        return _Winograd.apply(x, weight, bias, (1, 2), 0, None if forward else _plain_conv2d)
     return _plain_conv2d(x, weight, bias)
 
 
@@ -86,20 +111,32 @@ def _plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
 
 
-def pays_1d(x: Tensor, weight: Tensor, shift: int) -> bool:
-    """Whether `conv1d` is faster than shifted products: with many channels, if a piece has several places."""
-    return (
-        _is_possible(x, weight)
-        and _mean_channels(weight) >= MIN_CHANNELS_1D
-        and x.shape[1] > shift
-        and _place_bytes(x[:, ::shift], weight) <= PIECE_BYTES / 4
-    )
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int, plain: Plain1d) -> Tensor | None:
+    """A convolution of width 3 dilated by ``shift``: (B, N, C) by (O, C, 3) and (O,) → (B, N, O).
 
+    None where this would not be faster. ``plain``, with the same arguments, makes the output where only the backward
+    pass is faster.
+    """
+    if not _is_possible(x, weight) or x.shape[1] <= shift:
+        return None
+    gain, channels = limits(), _mean_channels(weight)
+    fits = _fits(x, weight, shift)
+    forward = channels >= gain.rows and fits
+    back = channels >= gain.rows_back and (fits or not gain.rows_fit)
+    if not (back if torch.is_grad_enabled() else forward):
+        return None
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:
-    """A convolution of width 3 dilated by ``shift``: (B, N, C) by (O, C, 3) and (O,) → (B, N, O)."""
+    def outputs(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return plain(rows.flatten(1, 2), weight, bias, shift).unflatten(1, (-1, shift))
+
     rows = F.pad(x, (0, 0, 0, -x.shape[1] % (TILE * shift))).unflatten(1, (-1, shift))
-    return _Winograd.apply(rows, weight, bias, (1,), 2, None).flatten(1, 2)[:, : x.shape[1]]
+    made = _Winograd.apply(rows, weight, bias, (1,), 2, None if forward else outputs)
+    return made.flatten(1, 2)[:, : x.shape[1]]
+
+
+def _fits(x: Tensor, weight: Tensor, shift: int) -> bool:
+    """Whether a piece has several places, of those that `conv1d` does not mix: otherwise it is larger than wanted."""
+    return _place_bytes(x[:, ::shift], weight) <= PIECE_BYTES / 4
 
 
 def on_cpu(x: Tensor, weight: Tensor) -> bool:
@@ -208,7 +245,7 @@ class _Winograd(torch.autograd.Function):
         size = _piece_size(x, weight, pieces)
         for given, made in zip(x.split(size, pieces), out.split(size, pieces), strict=True):
             tiles = _tiles(given, axes)
-            h = (tiles.flatten(1, -2) @ products.mT).unflatten(1, tiles.shape[1:-1])
+            h = product(tiles.flatten(1, -2), products).unflatten(1, tiles.shape[1:-1])
             if len(axes) == 2:
                 h = _from_products(SYNTHESIS, h.unflatten(0, (len(ANALYSIS), -1)), axes[1] + 1)
             _from_products(SYNTHESIS, h, axes[0], made)
@@ -231,10 +268,10 @@ class _Winograd(torch.autograd.Function):
                 h = _to_products(_transposed(SYNTHESIS), h, axes[1] + 1).flatten(0, 1)
             places, rows = h.shape[1:-1], h.flatten(1, -2)
             if of_weight:
-                grad_products.baddbmm_(rows.mT, _tiles(given, axes).flatten(1, -2))
+                _add_products(grad_products, rows, _tiles(given, axes).flatten(1, -2))
             if grad_x is None:
                 continue
-            h = (rows @ products).unflatten(1, places)
+            h = product(rows, products.mT).unflatten(1, places)
             if len(axes) == 2:
                 h = _from_products(_transposed(ANALYSIS), h.unflatten(0, (len(ANALYSIS), -1)), axes[1] + 1)
             h = _from_products(_transposed(ANALYSIS), h, axes[0])
@@ -251,6 +288,15 @@ def _tiles(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     around = [1 if axis in axes else 0 for axis in reversed(range(x.dim())) for _ in range(2)]
     h = _to_products(ANALYSIS, F.pad(x, around), axes[0])
     return _to_products(ANALYSIS, h, axes[1] + 1).flatten(0, 1) if len(axes) == 2 else h
+
+
+def _add_products(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add aᵀ b of each of several: (P, N, M), (P, K, N), (P, K, M)."""
+    if by_onednn():
+        for total, one, other in zip(to, a, b, strict=True):
+            total.add_(summed(one, other))
+    else:
+        to.baddbmm_(a.mT, b)
 
 
 def _products(weight: Tensor) -> Tensor:

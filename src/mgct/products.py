@@ -1,0 +1,116 @@
+"""Matrix products in float32 on a CPU, by the faster of two libraries that PyTorch brings.
+
+PyTorch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone; its convolutions are oneDNN's, which uses it
+wherever it is. On the others that have it (AMD since Zen 4) the products here are oneDNN's, too: 240 GFLOP/s where
+MKL has 105, on a core of an EPYC of Zen 5 (``docs/performance.md``). Elsewhere they are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MIN_PRODUCTS = 1 << 22
+"""Multiplications of a pointwise layer from which on oneDNN is faster."""
+
+MIN_CHANNELS = 64
+"""Channels of both sides of a sum over rows (`summed`) from which on it is."""
+
+SUMMED_ROWS = 1024
+"""Rows that are summed at a time: they stay in a CPU's cache."""
+
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+@functools.cache
+def by_onednn() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than PyTorch's own product."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        known = "GenuineIntel" in CPU_FACTS.read_text(errors="replace")
+        a = torch.eye(16)
+        return not known and torch.equal(_onednn(a, a), a)
+    except (OSError, AttributeError, RuntimeError, TypeError):  # not Linux; another PyTorch, which lacks the operation
+        return False
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ: (N, K) by (M, K) → (N, M); or of each of several, (P, N, K) by (P, M, K) → (P, N, M). No gradient."""
+    if not by_onednn():
+        return a @ b.mT
+    if a.dim() == 2:
+        return _onednn(a, b)
+    out = a.new_empty(*a.shape[:2], b.shape[1])
+    for one, other, made in zip(a, b, out, strict=True):
+        made.copy_(_onednn(one, other))
+    return out
+
+
+def summed(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b, a sum over rows: (K, N) by (K, M) → (N, M). No gradient."""
+    if not by_onednn() or min(a.shape[1], b.shape[1]) < MIN_CHANNELS:
+        return a.mT @ b
+    pieces = zip(a.split(SUMMED_ROWS), b.split(SUMMED_ROWS), strict=True)
+    one, other = next(pieces)
+    out = _onednn(one.mT, other.mT)
+    for one, other in pieces:
+        out.add_(_onednn(one.mT, other.mT))
+    return out
+
+
+def possible(*inputs: Tensor) -> bool:
+    """Whether these are float32 on a CPU whose products are oneDNN's, and nothing is cast or compiled."""
+    return (
+        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and by_onednn()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A pointwise layer: x (…, C_in), weight (C_out, C_in), bias (C_out,) → (…, C_out)."""
+    if x.numel() * len(weight) < MIN_PRODUCTS or not possible(x, weight):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Arguments as in `linear`."""
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias, of which only those are worked out that somebody asks for."""
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            _onednn(rows, weight.mT).view(x.shape) if of_x else None,
+            summed(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+class Linear(nn.Linear):
+    """A pointwise layer of many rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C_in) → (…, C_out)."""
+        return linear(x, self.weight, self.bias)

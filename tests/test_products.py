@@ -1,0 +1,130 @@
+"""Products by oneDNN are products, and are used where they are faster."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mgct import attention, products
+
+HAVE_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """On any machine that has it."""
+    if not HAVE_ONEDNN:
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    monkeypatch.setattr(products, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(products, "MIN_CHANNELS", 0)
+
+
+def draw(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def relative(ours, exact):
+    return float((ours.double() - exact).norm() / exact.norm())
+
+
+def beside_float64(ours, exact, inputs):
+    """Output and gradients of float32 inputs, all together and each alone."""
+    inputs = [x.requires_grad_() for x in inputs]
+    precise = [x.detach().double().requires_grad_() for x in inputs]
+    out, wanted = ours(*inputs), exact(*precise)
+    assert out.shape == wanted.shape
+    assert relative(out.detach(), wanted.detach()) < 1e-6
+    (grad,) = draw(out.shape)
+    gradients = torch.autograd.grad(out, inputs, grad)
+    for one, other in zip(gradients, torch.autograd.grad(wanted, precise, grad.double()), strict=True):
+        assert one.shape == other.shape
+        assert relative(one, other) < 1e-6
+    for index, whole in enumerate(gradients):
+        alone = [x.detach().requires_grad_(place == index) for place, x in enumerate(inputs)]
+        (gradient,) = torch.autograd.grad(ours(*alone), alone[index], grad)
+        torch.testing.assert_close(gradient, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("shape", [(40, 24), (3, 7, 24), (2, 1500, 24)])
+def test_a_pointwise_layer(monkeypatch, shape):
+    used = []
+    whole = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *a: used.append(a) or whole(*a))
+    beside_float64(products.linear, F.linear, draw(shape, (20, 24), (20,)))
+    assert used
+    (x, weight) = draw(shape, (20, 24))
+    torch.testing.assert_close(products.linear(x, weight, None), x @ weight.T)
+    strided = x[..., ::2]
+    torch.testing.assert_close(products.linear(strided, weight[:, 1::2], None), strided @ weight[:, 1::2].T)
+
+
+@pytest.mark.parametrize(
+    "wanted", [False, pytest.param(True, marks=pytest.mark.skipif(not HAVE_ONEDNN, reason="oneDNN"))]
+)
+def test_products_and_sums(monkeypatch, wanted):
+    monkeypatch.setattr(products, "by_onednn", lambda: wanted)
+    monkeypatch.setattr(products, "MIN_CHANNELS", 0)
+    a, b, c = draw((5, 30, 8), (5, 12, 8), (2500, 16))
+    torch.testing.assert_close(products.product(a, b), a @ b.mT)
+    torch.testing.assert_close(products.product(a, b.mT.contiguous().mT), a @ b.mT)
+    torch.testing.assert_close(products.product(a[0], b[0]), a[0] @ b[0].T)
+    torch.testing.assert_close(products.summed(c[:, :9], c[:, 4:]), c[:, :9].T @ c[:, 4:], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(("tokens", "keys"), [(7, 12), (12, 7)])
+def test_attention(monkeypatch, tokens, keys):
+    monkeypatch.setattr(attention, "MIN_SCORES", tokens * keys)
+    inputs = draw((2, tokens, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8))
+
+    def exact(*inputs):
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs)).transpose(1, 2)
+
+    assert type(attention.attention(*(x.requires_grad_() for x in inputs)).grad_fn).__name__ == "_ByHeadBackward"
+    beside_float64(attention.attention, exact, inputs)
+    assert attention.attention(100 * inputs[0], 100 * inputs[1], inputs[2]).isfinite().all()
+    monkeypatch.setattr(attention, "MIN_SCORES", tokens * keys + 1)
+    assert torch.equal(attention.attention(*inputs), exact(*inputs))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_other_precisions_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(products, "_onednn", None)  # would raise
+    x, weight = (value.double() for value in draw((40, 24), (20, 24)))
+    assert torch.equal(products.linear(x, weight, None), F.linear(x, weight))
+    x, weight = x.float(), weight.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products.linear(x, weight, None).dtype == torch.bfloat16
+    monkeypatch.setattr(products, "MIN_PRODUCTS", 40 * 24 * 20 + 1)
+    assert torch.equal(products.linear(x, weight, None), F.linear(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("capability", "facts", "wanted"),
+    [
+        ("AVX512", "vendor_id : AuthenticAMD", HAVE_ONEDNN),
+        ("AVX512", "vendor_id : GenuineIntel", False),
+        ("AVX2", "vendor_id : AuthenticAMD", False),
+        ("AVX512", None, False),
+    ],
+)
+def test_onednn_multiplies_where_mkl_does_not_use_the_vectors(monkeypatch, tmp_path, capability, facts, wanted):
+    if facts is not None:
+        (tmp_path / "cpuinfo").write_text(facts)
+    monkeypatch.setattr(products, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products.by_onednn.__wrapped__() is wanted
+
+
+def test_a_pytorch_without_the_operation(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("vendor_id : AuthenticAMD")
+    monkeypatch.setattr(products, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    def missing(*_):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(products, "_onednn", missing)
+    assert not products.by_onednn.__wrapped__()
