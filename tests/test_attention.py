@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mgct import attention
+from mgct import attention, products
 
 
 @pytest.fixture(autouse=True)
 def on_any_cpu(monkeypatch):
-    monkeypatch.setattr(attention, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda: True)
 
 
 def tensors():
@@ -37,7 +37,7 @@ def test_in_pieces_is_attention(monkeypatch, piece_bytes):
 
 def test_bfloat16_without_its_own_products_is_left_to_pytorch(monkeypatch):
     q, k, v, _ = tensors()
-    monkeypatch.setattr(attention, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda: False)
     expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert torch.equal(attention.attention(q, k, v), expected)
 

@@ -90,8 +90,30 @@ def test_attention(monkeypatch, tokens, keys):
 
 
 @pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_pointwise_layer_in_bfloat16(monkeypatch, autocast):
+    """Beside the same by PyTorch: outputs differ by no more than their rounding, gradients have the inputs' types."""
+    x, weight, bias = draw((3, 50, 24), (20, 24), (20,))
+    if not autocast:
+        x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(products, "fast_bfloat16", lambda fast=fast: fast)
+        leaves = [value.clone().requires_grad_() for value in (x, weight, bias)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = products.linear(*leaves)
+            assert (type(out.grad_fn).__name__ == "_LinearBackward") == fast
+            with torch.no_grad():
+                assert torch.equal(products.linear(*leaves), out)
+        found.append([out, *torch.autograd.grad(out, leaves, torch.ones_like(out))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.usefixtures("onednn")
 def test_other_precisions_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(products, "_onednn", None)  # would raise
+    monkeypatch.setattr(products, "fast_bfloat16", lambda: False)
     x, weight = (value.double() for value in draw((40, 24), (20, 24)))
     assert torch.equal(products.linear(x, weight, None), F.linear(x, weight))
     x, weight = x.float(), weight.float()
@@ -118,13 +140,13 @@ def test_onednn_multiplies_where_mkl_does_not_use_the_vectors(monkeypatch, tmp_p
     assert products.by_onednn.__wrapped__() is wanted
 
 
-def test_a_pytorch_without_the_operation(monkeypatch, tmp_path):
-    (tmp_path / "cpuinfo").write_text("vendor_id : AuthenticAMD")
-    monkeypatch.setattr(products, "CPU_FACTS", tmp_path / "cpuinfo")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-
+def test_a_pytorch_without_the_operation(monkeypatch):
     def missing(*_):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 
     monkeypatch.setattr(products, "_onednn", missing)
-    assert not products.by_onednn.__wrapped__()
+    assert not products.has_onednn.__wrapped__()
+    monkeypatch.setattr(products, "has_onednn", lambda: False)
+    monkeypatch.setattr(products, "MIN_PRODUCTS", 0)
+    x, weight = (value.bfloat16() for value in draw((40, 24), (20, 24)))
+    assert torch.equal(products.linear(x, weight, None), F.linear(x, weight))

@@ -460,6 +460,18 @@ def test_norm_of_a_gpu_is_the_norm(passes, with_film, activate):
             assert float((mine - theirs).detach().norm() / theirs.detach().norm()) < 0.02
 
 
+@pytest.mark.parametrize(("rows", "positions"), [(40, 16), (2, 2000)], ids=["many short rows", "few long rows"])
+@pytest.mark.parametrize("channels", [48, 256], ids=["few channels", "many channels"])
+def test_norm_in_half_precision_has_statistics_in_float32(rows, positions, channels):
+    """On a CPU, in a row far from 0: it errs by its rounding, as the exact norm of the same values does not."""
+    torch.manual_seed(0)
+    norm = GroupNorm(8, channels)
+    x = (torch.randn(rows, positions, channels) + 20).bfloat16()
+    out, exact = norm(x), F.group_norm(x.double().mT, 8).mT
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=2e-2)
+
+
 def test_a_norm_is_compiled_for_any_number_of_positions():
     norm = torch.compile(GroupNorm(8, 16), dynamic=True, fullgraph=True, backend="aot_eager")
     for positions in (24, 30):

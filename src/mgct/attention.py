@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,17 +26,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     than in float32 there, and its backward pass slower (``docs/performance.md``). The scores are then rounded too.
     """
     half = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    if half and q.device.type == "cpu" and not torch.compiler.is_compiling() and fast_bfloat16():
+    if half and q.device.type == "cpu" and not torch.compiler.is_compiling() and products.fast_bfloat16():
         return _InPieces.apply(q, k, v)
     if q.shape[1] * k.shape[1] >= MIN_SCORES and products.possible(q, k, v):
         return _ByHead.apply(q, k, v)
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-
-
-@functools.cache
-def fast_bfloat16() -> bool:
-    """Whether the CPU multiplies matrices in bfloat16 itself, twice as fast as in float32 or more."""
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 class _InPieces(torch.autograd.Function):

@@ -47,7 +47,7 @@ def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` for the processes that accelerate or torchrun started, or for this one.
 
     ``bf16`` is bfloat16 autocast: weights, optimiser, averages and losses stay float32. On a CPU it gains where
-    `mgct.attention.fast_bfloat16` holds.
+    `mgct.products.fast_bfloat16` holds.
 
     Raises:
         UserError: bf16 on a GPU without it, or a launch that this trainer does not do.

@@ -1,8 +1,9 @@
-"""Matrix products in float32 on a CPU, by the faster of two libraries that PyTorch brings.
+"""Matrix products on a CPU, by the faster of two libraries that PyTorch brings.
 
-PyTorch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone; its convolutions are oneDNN's, which uses it
-wherever it is. On the others that have it (AMD since Zen 4) the products here are oneDNN's, too: 240 GFLOP/s where
-MKL has 105, on a core of an EPYC of Zen 5 (``docs/performance.md``). Elsewhere they are PyTorch's own.
+PyTorch's own products in float32 are MKL's, which uses AVX-512 on Intel's CPUs alone; its convolutions are oneDNN's,
+which uses it wherever it is. On the others that have it (AMD since Zen 4) the products here are oneDNN's, too: 240
+GFLOP/s where MKL has 105, on a core of an EPYC of Zen 5 (``docs/performance.md``). Elsewhere they are PyTorch's own. In
+bfloat16 those are oneDNN's anyway, but a pointwise layer's bias is another pass over its output there, and none here.
 """
 
 from __future__ import annotations
@@ -28,15 +29,29 @@ CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @functools.cache
+def fast_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 itself, twice as fast as in float32 or more."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN's product, which it does not document."""
+    try:
+        a = torch.eye(16)
+        return torch.backends.mkldnn.is_available() and torch.equal(_onednn(a, a, a[0]), a + a[0])
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+@functools.cache
 def by_onednn() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than PyTorch's own product."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
-        known = "GenuineIntel" in CPU_FACTS.read_text(errors="replace")
-        a = torch.eye(16)
-        return not known and torch.equal(_onednn(a, a), a)
-    except (OSError, AttributeError, RuntimeError, TypeError):  # not Linux; another PyTorch, which lacks the operation
+        return "GenuineIntel" not in CPU_FACTS.read_text(errors="replace") and has_onednn()
+    except OSError:  # not Linux
         return False
 
 
@@ -46,7 +61,7 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ: (N, K) by (M, K) → (N, M); or of each of several, (P, N, K) by (P, M, K) → (P, N, M). No gradient."""
-    if not by_onednn():
+    if not by_onednn() or a.dtype != torch.float32:
         return a @ b.mT
     if a.dim() == 2:
         return _onednn(a, b)
@@ -58,7 +73,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def summed(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b, a sum over rows: (K, N) by (K, M) → (N, M). No gradient."""
-    if not by_onednn() or min(a.shape[1], b.shape[1]) < MIN_CHANNELS:
+    if not by_onednn() or a.dtype != torch.float32 or min(a.shape[1], b.shape[1]) < MIN_CHANNELS:
         return a.mT @ b
     pieces = zip(a.split(SUMMED_ROWS), b.split(SUMMED_ROWS), strict=True)
     one, other = next(pieces)
@@ -80,9 +95,20 @@ def possible(*inputs: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A pointwise layer: x (…, C_in), weight (C_out, C_in), bias (C_out,) → (…, C_out)."""
-    if x.numel() * len(weight) < MIN_PRODUCTS or not possible(x, weight):
+    if x.numel() * len(weight) < MIN_PRODUCTS or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+        x, weight = _halved(x), _halved(weight)
+        bias = None if bias is None else _halved(bias)
+    half = x.dtype == weight.dtype == torch.bfloat16
+    if (fast_bfloat16() and has_onednn()) if half else possible(x, weight):
+        return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """In bfloat16, if it is float32."""
+    return x.bfloat16() if x.dtype == torch.float32 else x
 
 
 class _Linear(torch.autograd.Function):
@@ -102,7 +128,7 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            _onednn(rows, weight.mT).view(x.shape) if of_x else None,
+            product(rows, weight.mT).view(x.shape) if of_x else None,
             summed(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )

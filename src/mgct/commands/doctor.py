@@ -73,7 +73,7 @@ def doctor(folder: Path = Path()) -> None:
 def _device() -> Iterator[tuple[str, str]]:
     import torch
 
-    from mgct.attention import fast_bfloat16
+    from mgct.products import fast_bfloat16
 
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
