@@ -75,6 +75,8 @@ def summed(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b, a sum over rows: (K, N) by (K, M) → (N, M). No gradient."""
     if not by_onednn() or a.dtype != torch.float32 or min(a.shape[1], b.shape[1]) < MIN_CHANNELS:
         return a.mT @ b
+    if a.shape[1] > b.shape[1]:  # faster the other way round
+        return summed(b, a).mT.contiguous()
     pieces = zip(a.split(SUMMED_ROWS), b.split(SUMMED_ROWS), strict=True)
     one, other = next(pieces)
     out = _onednn(one.mT, other.mT)
