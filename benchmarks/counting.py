@@ -29,7 +29,9 @@ def cpu_attention() -> dict[Any, Callable[..., int]]:
 def onednn_products() -> dict[Any, Callable[..., int]]:
     """Of `mgct.products`."""
 
-    def product(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    def product(x: Any, *others: Any, **__: Any) -> int:
+        added = len(others) > 1 and others[1] is not None and len(others[1]) == 2  # what it is added to comes first
+        weight = others[1] if added else others[0]
         return 2 * prod(x) * int(weight[0])
 
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -84,6 +84,8 @@ def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
 def _probabilities(q: Tensor, k: Tensor, room: Tensor) -> Tensor:
     """Softmax of the scaled scores of q and k, in ``room``."""
     torch.baddbmm(room, q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5, out=room)
+    if k.shape[1] < 64:  # PyTorch's is three times as fast in float32 there
+        return room.copy_(torch.softmax(room, -1, dtype=torch.float32))
     return torch.softmax(room, -1, out=room)
 
 

@@ -78,7 +78,7 @@ class ResidualPath(nn.Module):
         """(B, …, C_in) and the FiLM pair (B, 2 C_out), scale then shift → (B, …, C_out)."""
         h, offset = self.conv(self.norm_in(x, activate=True), not gpu.on_gpu(x))
         h = self.norm_out(h, film, activate=True, offset=offset)
-        return self.up(self.skip(self.down(x)) + self.project(self._drop(h)))
+        return self.up(self.project(self._drop(h), self.skip(self.down(x))))
 
     def _drop(self, h: Tensor) -> Tensor:
         """Dropout in training; of its mask a byte a value is kept, where `F.dropout` on a CPU keeps a float."""
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) → (N, T, C)."""
         q, k, v = _linear(self.qkv, self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        return x + self.project(attention(q, k, v).flatten(2))
+        return self.project(attention(q, k, v).flatten(2), x)
 
 
 class ResBlock(nn.Module):
@@ -223,5 +223,5 @@ class CrossAttention(nn.Module):
         aq, ak, av = _linear(self.audio_qkv, self.audio_norm(audio)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         to_video = windowed_attention(vq, ak, av, num_frames=num_frames, window=window, shift=shift)
         to_audio = windowed_attention(aq, vk, vv, num_frames=num_frames, window=window, shift=shift)
-        video = video + self.video_project(to_video.flatten(2)).view(video.shape)
-        return video, audio + self.audio_project(to_audio.flatten(2))
+        video = self.video_project(to_video.flatten(2), tokens).view(video.shape)
+        return video, self.audio_project(to_audio.flatten(2), audio)

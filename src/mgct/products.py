@@ -39,7 +39,7 @@ def has_onednn() -> bool:
     """Whether PyTorch has oneDNN's product, which it does not document."""
     try:
         a = torch.eye(16)
-        return torch.backends.mkldnn.is_available() and torch.equal(_onednn(a, a, a[0]), a + a[0])
+        return torch.backends.mkldnn.is_available() and torch.equal(_onednn(a, a, a[0], a), 2 * a + a[0])
     except (AttributeError, RuntimeError, TypeError):
         return False
 
@@ -55,8 +55,11 @@ def by_onednn() -> bool:
         return False
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, to: Tensor | None = None) -> Tensor:
+    """a bᵀ, and what is to be added to it."""
+    if to is None:
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(a, to, b, bias, "add")
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -95,17 +98,26 @@ def possible(*inputs: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A pointwise layer: x (…, C_in), weight (C_out, C_in), bias (C_out,) → (…, C_out)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, to: Tensor | None = None) -> Tensor:
+    """A pointwise layer: x (…, C_in) by (C_out, C_in), plus bias (C_out,) and ``to`` (…, C_out) → (…, C_out)."""
     if x.numel() * len(weight) < MIN_PRODUCTS or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
+        return _plain(x, weight, bias, to)
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         x, weight = _halved(x), _halved(weight)
         bias = None if bias is None else _halved(bias)
     half = x.dtype == weight.dtype == torch.bfloat16
+    if to is not None and not (half and to.dtype == x.dtype and to.is_contiguous()):  # in float32 a pass costs no more
+        return to + linear(x, weight, bias)
     if (fast_bfloat16() and has_onednn()) if half else possible(x, weight):
-        return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
-    return F.linear(x, weight, bias)
+        inputs = (x, weight, bias, to)
+        return _Linear.apply(*inputs) if torch.is_grad_enabled() else _onednn(*inputs)
+    return _plain(x, weight, bias, to)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, to: Tensor | None) -> Tensor:
+    """`linear` by PyTorch's operations."""
+    out = F.linear(x, weight, bias)
+    return out if to is None else to + out
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -117,28 +129,29 @@ class _Linear(torch.autograd.Function):
     """`linear` by oneDNN."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, to: Tensor | None) -> Tensor:
         """Arguments as in `linear`."""
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return _onednn(x, weight, bias, to)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias, of which only those are worked out that somebody asks for."""
+        """Gradients of x, weight, bias and ``to``, of which only those are worked out that somebody asks for."""
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        of_x, of_weight, of_bias, of_to = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
             product(rows, weight.mT).view(x.shape) if of_x else None,
             summed(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
+            grad if of_to else None,
         )
 
 
 class Linear(nn.Linear):
     """A pointwise layer of many rows."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C_in) → (…, C_out)."""
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """(…, C_in) → (…, C_out), added to ``to`` of that shape: the sum is no pass of its own then."""
+        return linear(x, self.weight, self.bias, to)
