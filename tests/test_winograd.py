@@ -89,6 +89,14 @@ def test_a_row(monkeypatch, by_onednn, piece_bytes, rows, shift, plain):
     assert set(ways) == {plain}
 
 
+def test_a_single_row_of_places_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(winograd, "limits", lambda: winograd.BY_ONEDNN._replace(rows=0, rows_back=0))
+    monkeypatch.setattr(winograd, "_fits", lambda *_: True)
+    taps = convolutions.taps_over_samples
+    assert winograd.conv1d(torch.randn(2, 7, 24), torch.randn(20, 24, 3), None, 7, taps) is None
+    check(lambda *inputs: convolutions.three_taps(taps, *inputs), exact_conv1d, (2, 7, 24), (20, 24, 3), 7)
+
+
 def test_layers_use_it_where_it_gains(monkeypatch, by_onednn):
     """Wide layers do, with the same result; narrow ones, half precision and float64 do not."""
     used = []
@@ -102,14 +110,15 @@ def test_layers_use_it_where_it_gains(monkeypatch, by_onednn):
         with torch.no_grad():
             return layer, layer(torch.randn(1, 16, 16, 8, channels, dtype=dtype))
 
-    wide, _ = layers(256)
-    assert used == [(256, 256, 3, 3), (256, 256, 3)]
+    enough = 256 if by_onednn else 128
+    wide, _ = layers(enough)
+    assert used == [(enough, enough, 3, 3), (enough, enough, 3)]
     layers(32)
     assert not used
-    layers(256, torch.float64)
+    layers(enough, torch.float64)
     assert not used
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        wide(torch.randn(1, 16, 16, 8, 256))
+        wide(torch.randn(1, 16, 16, 8, enough))
     assert not used
 
 

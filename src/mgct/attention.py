@@ -24,6 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     On a CPU in bfloat16 by its matrix products, where it has them: PyTorch's own attention is no faster in bfloat16
     than in float32 there, and its backward pass slower (``docs/performance.md``). The scores are then rounded too.
+    In float32, too, where oneDNN makes many scores faster than PyTorch's own attention does (`mgct.products`).
     """
     half = q.dtype == k.dtype == v.dtype == torch.bfloat16
     if half and q.device.type == "cpu" and not torch.compiler.is_compiling() and products.fast_bfloat16():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from mgct import winograd
 from mgct.products import by_onednn
 from mgct.resampling import audio_down, video_down
+from mgct.winograd import Taps
 
 
 def zero_init(layer: nn.Linear | nn.Conv1d | nn.Conv3d) -> nn.Module:
@@ -28,10 +28,6 @@ class SpatialConv(nn.Conv2d):
     def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(N, H, W, C_in) → (N, H, W, C_out)."""
         return winograd.conv2d(x, self.weight, self.bias if with_bias else None)
-
-
-Taps = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
-"""(B, N, C_in), weight (C_out, C_in, 3), bias (C_out,), s → (B, N, C_out): row n sees the rows n - s, n and n + s."""
 
 
 def taps_over_frames(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int) -> Tensor:

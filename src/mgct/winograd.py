@@ -20,7 +20,9 @@ from torch import Tensor
 from mgct.products import by_onednn, product, summed
 
 Matrix = tuple[tuple[float, ...], ...]
-Plain1d = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+
+Taps = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+"""(B, N, C_in), weight (C_out, C_in, 3), bias (C_out,), s → (B, N, C_out): row n sees the rows n - s, n and n + s."""
 
 TILE = 4
 """Outputs that are made together along an axis; they see two inputs more."""
@@ -111,7 +113,7 @@ def _plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int, plain: Plain1d) -> Tensor | None:
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, shift: int, plain: Taps) -> Tensor | None:
     """A convolution of width 3 dilated by ``shift``: (B, N, C) by (O, C, 3) and (O,) → (B, N, O).
 
     None where this would not be faster. ``plain``, with the same arguments, makes the output where only the backward
