@@ -4,6 +4,7 @@
     python benchmarks/stage2.py toy --seeds 3 --steps 8000 --variants all
     python benchmarks/stage2.py micro runs/stage2         # the micro network on a world: under an hour on two cores
     python benchmarks/stage2.py micro runs/stage2 --stage_1 landscape-micro --config configs/finetune.yaml
+    python benchmarks/stage2.py small runs/stage2 --stage_1 landscape --config configs/finetune-small-cpu.yaml
     python benchmarks/stage2.py report RESULTS.jsonl …    # the tables, from what the others wrote
 
 Every variant goes on from the same stage 1 and has the same compute: network evaluations × size, a backward pass
@@ -11,7 +12,7 @@ counted as two. So a variant whose step costs more takes fewer steps. ``mm-diffu
 alone. The network that is measured is the running average.
 
 Toy: eight coupled modes in 2 + 2 dimensions and an MLP. Error: energy distance × 1000 between samples and data.
-Micro: ``configs/micro.yaml`` through `mgct train`; FVD-compact and FAD-compact against clips never trained on.
+Micro and small: ``configs/SIZE.yaml`` through `mgct train`; the protocol's metrics against clips never trained on.
 
 Both write a line of JSON per measurement, so that a stopped study goes on where it was.
 """
@@ -186,7 +187,7 @@ def toy(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], k
             print(f"seed {seed}, {name}: {steps} steps, {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------------- micro
+# ---------------------------------------------------------------------------------------------- micro and small
 
 
 def run_training(folder: Path, config: dict[str, Any], arguments: list[str]) -> None:
@@ -204,11 +205,15 @@ def run_training(folder: Path, config: dict[str, Any], arguments: list[str]) -> 
     (folder / "done").touch()
 
 
-def micro_config(options: argparse.Namespace, variant: str | None, seed: int) -> dict[str, Any]:
-    """`configs/micro.yaml`, with the paper's windows and a variant's second stage, or with none."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
+def config_of(options: argparse.Namespace, variant: str | None, seed: int) -> dict[str, Any]:
+    """``configs/SIZE.yaml`` and what is laid over it, with a variant's second stage, or with none.
+
+    A stage 1 that is trained here has the paper's windows.
+    """
+    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{options.command}.yaml").read_text())
     plan = yaml.safe_load((ROOT / "experiments" / "plan.yaml").read_text())
-    config["model"].update(plan["sizes"]["micro"]["model"])
+    if options.stage_1 is None:
+        config["model"].update(plan["sizes"][options.command]["model"])
     for file in options.config:
         for name, settings in yaml.safe_load(file.read_text()).items():
             config[name] = {**config.get(name, {}), **settings} if isinstance(settings, dict) else settings
@@ -219,11 +224,16 @@ def micro_config(options: argparse.Namespace, variant: str | None, seed: int) ->
     clips = options.stage_1_clips if variant is None else options.stage_2_clips
     variant = variant or "mm-diffusion"
     config["train"]["steps"] = share_of_compute(variant, clips, config["train"]["batch_size"])
+    for model in plan["models"].values():
+        if model["variant"] == variant:
+            config["train"].update(model.get("train", {}))
     return with_variant(config, variant)
 
 
-def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]) -> None:
-    """Every variant on a world at micro size, from one stage 1: a model that is given, or one trained here."""
+def on_a_world(
+    options: argparse.Namespace, record: Callable[[dict[str, Any]], None], known: set[tuple[Any, ...]]
+) -> None:
+    """Every variant on a world, from one stage 1: a model that is given, or one trained here."""
     from mgct import AVPipeline, ClipSpec
     from mgct.metrics.evaluate import RunningMetric
     from mgct.metrics.sources import open_source
@@ -231,24 +241,28 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
     out: Path = options.out
     stage_1 = options.stage_1
     if stage_1 is None:
-        run_training(out / options.world / "stage-1", micro_config(options, None, 0), [])
+        run_training(out / options.world / "stage-1", config_of(options, None, 0), [])
         stage_1 = out / options.world / "stage-1" / "model"
-    clip = ClipSpec(**micro_config(options, None, 0)["clip"])
-    metric: RunningMetric | None = None
+    clip = ClipSpec(**config_of(options, None, 0)["clip"])
+    study = options.world if options.command == "micro" else f"{options.command} {options.world}"
+    metrics: list[RunningMetric] = []
     for seed in range(options.seeds):
         for variant in options.variants:
             folder = out / options.world / f"{variant}-{seed}"
-            run_training(folder, micro_config(options, variant, seed + 1), [f"--init={stage_1}"])
+            run_training(folder, config_of(options, variant, seed + 1), [f"--init={stage_1}"])
             pipe: Any = AVPipeline.from_pretrained(folder / "model")
+            if options.precision == "bf16":
+                pipe.cast(torch.bfloat16)
             for sampler in [*named_runs(variant), "sde-dpm-solver++"]:
                 for calls, clip_x0, start in options.calls.get(sampler, ()):
                     name = f"{sampler}, clipped" if clip_x0 else sampler
                     name += f" from {start}" if start else ""
-                    if (options.world, variant, seed, name, calls) in known:
+                    if (study, variant, seed, name, calls) in known:
                         continue
-                    if metric is None:
+                    if not metrics:
                         real = open_source(f"world:{options.world}:{options.real}", clip, "test")
-                        metric = RunningMetric(real, "compact", options.num, num_real=options.real)
+                        for protocol in options.protocols:
+                            metrics.append(RunningMetric(real, protocol, options.num, num_real=options.real))
                     clips = pipe(
                         num_clips=options.num,
                         steps=calls,
@@ -256,19 +270,13 @@ def micro(options: argparse.Namespace, record: Callable[[dict[str, Any]], None],
                         clip_x0=clip_x0,
                         start_timestep=start,
                         seed=seed,
-                        batch_size=32,
+                        batch_size=options.batch,
                         progress=False,
                     )
-                    record(
-                        {
-                            "study": options.world,
-                            "variant": variant,
-                            "seed": seed,
-                            "sampler": name,
-                            "calls": calls,
-                            **metric(clips, clip),
-                        }
-                    )
+                    row = {"study": study, "variant": variant, "seed": seed, "sampler": name, "calls": calls}
+                    for metric in metrics:
+                        row.update(metric(clips, clip))
+                    record(row)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -288,7 +296,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for row in rows:
-        for metric in ("energy", "FVD-compact", "FAD-compact"):
+        for metric in ("energy", "FVD-compact", "FAD-compact", "FVD", "KVD", "FAD-SoundNet"):
             if metric in row:
                 found[row["study"], metric][row["variant"], row["sampler"]][row["calls"]].append(row[metric])
     lines = []
@@ -302,40 +310,49 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines[1:])
 
 
+def add_world_options(command: argparse.ArgumentParser, size: str) -> None:
+    """The options of a study on a world."""
+    command.add_argument("--world", default="landscape")
+    overlay = f"laid over configs/{size}.yaml, as configs/velocity.yaml"
+    command.add_argument("--config", type=Path, nargs="+", default=[], help=overlay)
+    given = "a finished model to go on from, with the settings that it was trained with in --config"
+    command.add_argument("--stage_1", metavar="MODEL", help=given)
+    command.add_argument("--stage_1_clips", type=int, default=48_000)
+    command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
+    command.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
+    command.add_argument("--learning_rate", type=float, default=1e-3 if size == "micro" else 3e-4)
+    command.add_argument("--num", type=int, default=256 if size == "micro" else 128, help="clips that are made")
+    command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
+    command.add_argument("--batch", type=int, default=32 if size == "micro" else 8, help="clips made at once")
+    command.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of sampling")
+    command.add_argument("--protocols", nargs="+", default=["compact"], help="of evaluation: compact, open, …")
+    command.add_argument("--warmup_steps", type=int, default=20)
+    default = ["dpm-solver:20,20c", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
+    words = "network calls; with a c behind, x̂0 is clipped where the sampler does not by itself; with @700, begun there"
+    command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…", help=words)
+
+
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("toy", "micro"):
+    for name in ("toy", "micro", "small"):
         command = commands.add_parser(name)
-        if name == "micro":
+        if name != "toy":
             command.add_argument("out", type=Path, help="folder of the runs")
         command.add_argument("--variants", nargs="+", default=list(MAIN), choices=[*VARIANTS, "all"])
-        command.add_argument("--seeds", type=int, default=1 if name == "toy" else 3)
+        command.add_argument("--seeds", type=int, default=3 if name == "micro" else 1)
         command.add_argument("--json", type=Path, help="file of results, added to")
-    toy_command, micro_command = (commands.choices[name] for name in ("toy", "micro"))
-    toy_command.add_argument("--steps", type=int, default=4000, help="stage 1, and as much compute again")
-    toy_command.add_argument("--threads", type=int, default=1)
-    micro_command.add_argument("--world", default="landscape")
-    overlay = "laid over configs/micro.yaml, as configs/velocity.yaml"
-    micro_command.add_argument("--config", type=Path, nargs="+", default=[], help=overlay)
-    given = "a finished model to go on from, as landscape-micro with --config configs/finetune.yaml"
-    micro_command.add_argument("--stage_1", metavar="MODEL", help=given)
-    micro_command.add_argument("--stage_1_clips", type=int, default=48_000)
-    micro_command.add_argument("--stage_2_clips", type=int, default=8_000, help="of plain training's compute")
-    micro_command.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
-    micro_command.add_argument("--learning_rate", type=float, default=1e-3)
-    micro_command.add_argument("--num", type=int, default=256, help="clips that are made")
-    micro_command.add_argument("--real", type=int, default=1024, help="clips that they are compared with")
-    micro_command.add_argument("--warmup_steps", type=int, default=20)
-    default = ["dpm-solver:20,20c", "dpm-solver++:4,8,20", "map:1,2,4,8", "consistency:1,2,4,8"]
-    words = "network calls; with a c behind, x̂0 is clipped where the sampler does not by itself; with @700, begun there"
-    micro_command.add_argument("--calls", nargs="+", default=default, metavar="SAMPLER:CALLS,…", help=words)
+        if name == "toy":
+            command.add_argument("--steps", type=int, default=4000, help="stage 1, and as much compute again")
+            command.add_argument("--threads", type=int, default=1)
+        else:
+            add_world_options(command, name)
     commands.add_parser("report").add_argument("results", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command != "report" and "all" in options.variants:
         options.variants = list(VARIANTS)
-    if options.command == "micro":
+    if options.command in ("micro", "small"):
         pairs = (word.partition(":")[::2] for word in options.calls)
         options.calls = {sampler: [parse_calls(text) for text in calls.split(",")] for sampler, calls in pairs}
     return options
@@ -358,7 +375,7 @@ def main() -> None:
     if options.command == "report":
         print(tables(read_rows(options.results)))
         return
-    file = options.json or (options.out / "results.jsonl" if options.command == "micro" else None)
+    file = options.json or (None if options.command == "toy" else options.out / "results.jsonl")
     rows = read_rows([file] if file else [])
     known: set[tuple[Any, ...]] = {(r["study"], r["variant"], r["seed"]) for r in rows if r["study"] == "toy"}
     known |= {(r["study"], r["variant"], r["seed"], r["sampler"], r["calls"]) for r in rows}
@@ -370,7 +387,7 @@ def main() -> None:
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
 
-    (toy if options.command == "toy" else micro)(options, record, known)
+    (toy if options.command == "toy" else on_a_world)(options, record, known)
     print(tables(rows))
 
 
