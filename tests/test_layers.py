@@ -10,9 +10,9 @@ import mgct
 
 ROOT = Path(mgct.__file__).parent
 LAYERS = [
-    {"errors", "products"},
-    {"saved_models", "graphs", "gpu", "winograd", "recompute"},
-    {"types", "files", "clip_random"},
+    {"errors"},
+    {"saved_models", "graphs", "gpu", "products", "recompute"},
+    {"types", "files", "clip_random", "winograd"},
     {"kernels", "norms", "resampling", "attention", "frequency_bands", "whole_files"},
     {"convolutions"},
     {"noise", "blocks", "data.media", "metrics.distances", "metrics.mel"},

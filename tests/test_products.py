@@ -4,9 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mgct import attention, products
+from mgct import AVPipeline, attention, products
+from mgct.errors import MgctWarning
+from mgct.layout import make_accelerator
+from tests.test_pipeline import CLIP, tiny_unet
 
 HAVE_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HALF_BY_ONEDNN = HAVE_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @pytest.fixture
@@ -97,6 +101,7 @@ def test_attention(monkeypatch, tokens, keys):
 
 
 @pytest.mark.usefixtures("onednn")
+@pytest.mark.skipif(not HALF_BY_ONEDNN, reason="oneDNN has no bfloat16 here")
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 def test_a_pointwise_layer_in_bfloat16(monkeypatch, autocast, added):
@@ -159,3 +164,37 @@ def test_a_pytorch_without_the_operation(monkeypatch):
     monkeypatch.setattr(products, "MIN_PRODUCTS", 0)
     x, weight = (value.bfloat16() for value in draw((40, 24), (20, 24)))
     assert torch.equal(products.linear(x, weight, None), F.linear(x, weight))
+
+
+def test_how_long_a_precision_takes():
+    assert products.times_as_long(torch.float32) == pytest.approx(1, rel=0.9)
+    assert products.times_as_long(torch.float64) > 0
+
+
+@pytest.fixture(params=[(40.0, True), (0.5, False)], ids=["slow", "fast"])
+def warned(monkeypatch, request):
+    """Whether the machine, which it is told to be, is to be warned of in half precision."""
+    times, warned = request.param
+    monkeypatch.setattr(products, "times_as_long", lambda precision: 1.0 if precision == torch.float32 else times)
+    return warned
+
+
+def said_of(recwarn):
+    return [str(one.message) for one in recwarn if one.category is MgctWarning]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_sampling_warns_of_a_precision_that_the_cpu_is_slow_in(recwarn, warned, precision):
+    AVPipeline(tiny_unet(), CLIP).cast(precision)
+    name = str(precision).removeprefix("torch.")
+    said = said_of(recwarn)
+    assert len(said) == (warned and precision != torch.float32)
+    assert all(f"in {name}" in text and "40 times" in text for text in said)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="training is on the GPU")
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
+def test_training_warns_of_it_too(recwarn, warned, precision):
+    make_accelerator(precision)
+    assert len(said_of(recwarn)) == (warned and precision == "bf16")

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mgct.errors import UserError
+from mgct.products import warn_if_slow
 from mgct.unet import MultimodalUNet, UNetBlock
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -47,7 +48,7 @@ def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` for the processes that accelerate or torchrun started, or for this one.
 
     ``bf16`` is bfloat16 autocast: weights, optimiser, averages and losses stay float32. On a CPU it gains where
-    `mgct.products.fast_bfloat16` holds.
+    `mgct.products.fast_bfloat16` holds, and warns where it loses.
 
     Raises:
         UserError: bf16 on a GPU without it, or a launch that this trainer does not do.
@@ -65,7 +66,10 @@ def make_accelerator(precision: Precision) -> Accelerator:
         if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
             raise UserError("fsdp_offload_params is not supported; set it to false, as in configs/accelerate/fsdp.yaml")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True if several and not has_gpu else None)
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True if several and not has_gpu else None)
+    if bf16 and not has_gpu and accelerator.is_main_process:
+        warn_if_slow(torch.bfloat16)
+    return accelerator
 
 
 def _fsdp_asked() -> bool:

@@ -28,6 +28,7 @@ from mgct.grids import Point
 from mgct.network_calls import AUTOGUIDANCE, autoguided, network_of
 from mgct.noise import NoiseSchedule
 from mgct.predictors import Predict
+from mgct.products import warn_if_slow
 from mgct.sampling_options import SamplingOptions, Step
 from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
@@ -155,7 +156,12 @@ class AVPipeline(DiffusionPipeline):
         self.register_to_config(autoguidance=autoguidance)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Let the networks compute in a precision, and no other part: a law or a gain has none to spare."""
+        """Let the networks compute in a precision, and no other part: a law or a gain has none to spare.
+
+        Warns of a precision that the CPU is slow in, if they are there.
+        """
+        if self.unet.device.type == "cpu":
+            warn_if_slow(dtype)
         for network in self.networks:
             torch.nn.Module.to(network, dtype)  # diffusers' own warns of layers that there are none of
 

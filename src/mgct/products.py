@@ -9,12 +9,16 @@ bfloat16 those are oneDNN's anyway, but a pointwise layer's bias is another pass
 from __future__ import annotations
 
 import functools
+import timeit
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mgct.errors import MgctWarning
 
 MIN_PRODUCTS = 1 << 22
 """Multiplications of a pointwise layer from which on oneDNN is faster."""
@@ -27,11 +31,40 @@ SUMMED_ROWS = 1024
 
 CPU_FACTS = Path("/proc/cpuinfo")
 
+PROBE = 256
+"""Side of the matrices that `times_as_long` multiplies: the slowest product takes some 30 ms."""
+
+SLOW = 2.0
+"""Times as long as in float32 from which on a precision is warned of."""
+
 
 @functools.cache
 def fast_bfloat16() -> bool:
     """Whether the CPU multiplies matrices in bfloat16 itself, twice as fast as in float32 or more."""
     return torch.cpu._is_avx512_bf16_supported()
+
+
+@functools.cache
+def times_as_long(precision: torch.dtype) -> float:
+    """How many times as long as in float32 a matrix product takes on this CPU, measured: above 1 it is slower."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(PROBE, PROBE, dtype=dtype)
+        return min(timeit.repeat(lambda: a @ a, number=1, repeat=5))
+
+    return seconds(precision) / seconds(torch.float32)
+
+
+def warn_if_slow(precision: torch.dtype) -> None:
+    """Warn of a precision that this CPU multiplies matrices in far slower than in float32."""
+    if (times := times_as_long(precision)) > SLOW:
+        name = str(precision).removeprefix("torch.")
+        warnings.warn(
+            f"this CPU has no matrix products in {name}, which take it {times:.0f} times as long as in float32: "
+            "fp32 is the faster precision here",
+            MgctWarning,
+            stacklevel=3,
+        )
 
 
 @functools.cache
