@@ -51,8 +51,9 @@ from mgct.data.numbered import open_clips
 from mgct.given import Given
 from mgct.grids import Point
 from mgct.noise import NoiseSchedule, x0_from_noise
-from mgct.pipeline import AVPipeline, SamplingOptions
+from mgct.pipeline import AVPipeline
 from mgct.predictors import Predict
+from mgct.sampling_options import SamplingOptions
 from mgct.types import AVSample, ClipSpec, concatenate, dequantise, pack, quantise_pixels, unpack
 from mgct.unet import MultimodalUNet
 from mgct.upsampler import UpsamplerUNet, ddim_grid, shrink, upsample

@@ -267,7 +267,7 @@ class Case:
     def sampling(self, steps: int) -> Callable[[], Any]:
         """All network calls of the clips, batch by batch through the pipeline."""
         from mgct import AVPipeline
-        from mgct.pipeline import SamplingOptions
+        from mgct.sampling_options import SamplingOptions
 
         pipe: Any = AVPipeline(self.module, self.clip)
         options = SamplingOptions(steps=steps, batch_size=self.batch, progress=False)

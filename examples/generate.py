@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mgct import AVPipeline
 from mgct.clip_folder import save_clips
-from mgct.pipeline import Step
+from mgct.sampling_options import Step
 
 
 def show(step: Step) -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"layout", "losses", "convert", "plots", "metrics.sources", "metrics.protocols", "metrics.card"},
     {"stages", "samplers", "metrics.evaluate", "held_out"},
     {"given", "windows", "sampling_options", "stopping", "calibration"},
-    {"two_levels", "network_calls"},
+    {"two_levels", "network_calls", "batch_sampling"},
     {"pipeline", "model_card", "upsampler", "checkpoint", "trackers", "running_means", "batch_size", "passes"},
     {"guard", "monitors", "muon", "train_settings", "calibrate"},
     {"trainer", "clip_folder", "upsampler_trainer"},

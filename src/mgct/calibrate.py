@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgct.batch_sampling import Batch, integrate
 from mgct.calibration import TABLES, PathGains
 from mgct.clip_random import derive_seed, per_clip_randn
 from mgct.errors import UserError
@@ -50,9 +51,9 @@ def calibrate(pipe: AVPipeline, clips: AVSample, options: SamplingOptions) -> Pa
     pipe.check_sampler(options)
     own, pipe.calibration = pipe.calibration, None
     try:
-        with torch.no_grad(), tqdm(total=options.calls, unit="call", disable=not options.progress) as bar:
+        with tqdm(total=options.calls, unit="call", disable=not options.progress) as bar:
             rows = _Rows(pipe, clips, options, bar)
-            pipe.integrate(rows.predict, list(range(count)), range(count), shapes, options, None)
+            integrate(pipe, rows.predict, Batch(list(range(count)), range(count), shapes, options, rows.device))
     finally:
         pipe.calibration = own
     return rows.gains()

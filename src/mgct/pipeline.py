@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -18,18 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgct import coarse_start as _coarse_start  # noqa: F401  (a saved pipeline names these modules)
-from mgct import grids, predictors, samplers, two_levels
+from mgct import samplers, two_levels
 from mgct import unet as _unet  # noqa: F401
-from mgct.calibration import PathGains, calibrated
-from mgct.clip_random import derive_seed, per_clip_randn
+from mgct.batch_sampling import Batch, integrate
+from mgct.calibration import PathGains
 from mgct.errors import MgctWarning, UserError, explain_damage, explain_memory
 from mgct.given import Given, Method, as_clips
 from mgct.grids import Point
 from mgct.network_calls import AUTOGUIDANCE, autoguided, network_of
 from mgct.noise import NoiseSchedule
-from mgct.predictors import Predict
 from mgct.products import warn_if_slow
-from mgct.sampling_options import SamplingOptions, Step
+from mgct.sampling_options import SamplingOptions
 from mgct.saved_models import find_pipeline
 from mgct.types import AVSample, ClipSpec, concatenate, pack, unpack
 from mgct.windows import Network, windowed
@@ -412,7 +410,6 @@ class AVPipeline(DiffusionPipeline):
                 f"model.target_time); choose one of: {others}"
             )
 
-    @torch.no_grad()
     def _batches(
         self,
         network: Network,
@@ -428,7 +425,8 @@ class AVPipeline(DiffusionPipeline):
         with tqdm(total=total, unit="call", **{**settings, "disable": quiet}) as bar:
             started = time.monotonic()
             for first in range(0, len(indices), options.batch_size):
-                batch = list(indices[first : first + options.batch_size])
+                numbers = list(indices[first : first + options.batch_size])
+                done = first + len(numbers)
 
                 def predict(x: Tensor, point: Point) -> Tensor:
                     bar.update(len(x))
@@ -436,99 +434,21 @@ class AVPipeline(DiffusionPipeline):
 
                 at_one = (FEWER_SECONDS,) if shapes.video[0] > self.clip.frames else ()
                 with explain_memory("batch_size", options.batch_size, *at_one):
-                    positions = range(first, first + len(batch))
-                    x = self.integrate(predict, batch, positions, shapes, options, given)
-                    self._check_finite(x, batch)
+                    batch = Batch(numbers, range(first, done), shapes, options, self._execution_device)
+                    x = integrate(self, predict, batch, given)
+                    self._check_finite(x, numbers)
                     clips = unpack(x, shapes).map(lambda part: part.clamp(-1, 1).cpu())
-                done = first + len(batch)
                 bar.set_postfix_str(f"{done}/{len(indices)} clips, {done / (time.monotonic() - started):.2f} clips/s")
-                yield batch, clips
+                yield numbers, clips
 
-    def _check_finite(self, x: Tensor, batch: list[int]) -> None:
+    def _check_finite(self, x: Tensor, numbers: list[int]) -> None:
         """Refuse packed clips (B, D) that are not finite numbers; stored, they would be black and silent."""
         finite = torch.isfinite(x).all(1).tolist()
-        if broken := [str(clip) for clip, good in zip(batch, finite, strict=True) if not good]:
+        if broken := [str(clip) for clip, good in zip(numbers, finite, strict=True) if not good]:
             raise UserError(
                 f"clips {', '.join(broken)} are not finite numbers: the model's weights are damaged, {self.unet.dtype} "
                 "is too narrow for it, or a guidance_scale, autoguidance or coupling is too large"
             )
-
-    def integrate(
-        self,
-        predict: Predict,
-        batch: list[int],
-        positions: Sequence[int],
-        shapes: AVSample,
-        options: SamplingOptions,
-        given: Given | None,
-    ) -> Tensor:
-        """Packed clips (B, D) of one batch: noise, the predictor with all its wrappings, the sampler."""
-        length = math.prod(shapes.video) + math.prod(shapes.audio)
-
-        def draw(*what: int | str, of: list[int] = batch) -> Tensor:
-            seeds = [derive_seed(options.seed, index, *what) for index in of]
-            where = "cpu" if what[0] == "start" else self._execution_device
-            return per_clip_randn((length,), seeds, where).to(self._execution_device)
-
-        def step_noise(step: int) -> Tensor:
-            return self._noise(draw, batch, options, "step", step)
-
-        x = start = self._noise(draw, batch, options, "start")
-        schedule = self.schedule_of(options)
-        named = isinstance(options.sampler, str)
-        clip_x0 = options.clip_x0
-        if clip_x0 is None:
-            clip_x0 = samplers.SAMPLERS[options.sampler].clip if named else True
-        clean, pure = grids.points(self.schedule, torch.tensor([0.0, self.schedule.num_timesteps - 1.0]))
-        if options.coupled:
-            sound = torch.arange(length, device=x.device) >= math.prod(shapes.video)
-            scales = AVSample(video=options.video_coupling, audio=options.audio_coupling)
-            predict = predictors.coupled(predict, start, sound, pure, scales)
-        known = given.known(positions, shapes, start) if given is not None else None
-        if given is not None and known is not None and given.method == "conditional":
-            heard = given.start.audio.shape[2] > 0
-            predict = predictors.conditioned(predict, known, heard, (clean, pure), given.scale)
-        if (gains := self.gains(options, given)) is not None:
-            predict = calibrated(predict, gains, shapes)
-        if clip_x0:
-            predict = predictors.clipped(predict)
-        if self.coarse_start is not None:
-            clips = unpack(x, shapes)
-            level = schedule.level(torch.tensor([schedule.num_timesteps - 1.0], device=schedule.device))
-            x = pack(AVSample(video=self.coarse_start.apply(clips.video, level), audio=clips.audio))
-        if given is not None and known is not None:
-            if given.method == "mm-diffusion":
-                grid = grids.integer_grid(schedule, options.calls)
-                predict = self._watched(predict, batch, shapes, options, known)
-                return samplers.guided_ddpm(predict, x, grid, step_noise, known, given.scale)
-            if given.method == "guided":
-                predict = predictors.guided(predict, known, given.scale)
-            elif given.method == "replacement":
-                predict = predictors.replaced(predict, known)
-        predict = self._watched(predict, batch, shapes, options, known)
-        if named:
-            sampler, steps = samplers.get_sampler(options.sampler, options.steps)
-            x = sampler.run(predict, x, schedule, steps, step_noise)
-        else:
-            generators = [torch.Generator().manual_seed(derive_seed(options.seed, k, "scheduler")) for k in batch]
-            steps = options.calls
-            x = samplers.diffusers_scheduler(predict, x, options.sampler, steps, self.schedule, generators)
-        return x if known is None else known.impose(x, grids.CLEAN)
-
-    @staticmethod
-    def _watched(
-        predict: Predict, batch: list[int], shapes: AVSample, options: SamplingOptions, known: predictors.Known | None
-    ) -> Predict:
-        """The predictor, which tells ``on_step`` of its x̂0, with what is known in its place."""
-        if (on_step := options.on_step) is None:
-            return predict
-        made = itertools.count(1)
-
-        def see(x0: Tensor) -> None:
-            x0 = x0 if known is None else known.impose(x0, grids.CLEAN)
-            on_step(Step(batch, next(made), options.calls, unpack(x0, shapes)))
-
-        return predictors.watched(predict, see)
 
     def schedule_of(self, options: SamplingOptions) -> NoiseSchedule:
         """The levels that ``options`` sample through."""
@@ -574,18 +494,6 @@ class AVPipeline(DiffusionPipeline):
         return self.calibration.find(
             options.sampler, options.calls, self.start_timestep(options), self.autoguidance(options)
         )
-
-    @staticmethod
-    def _noise(draw: Callable[..., Tensor], batch: list[int], options: SamplingOptions, *what: int | str) -> Tensor:
-        """Packed noise (B, D) at the start or at a step: each clip's own draw, or a variation's."""
-        if not options.variation_of:
-            return draw(*what)
-        first, *rest = options.variation_of
-        x = draw(*what, of=[first] * len(batch))
-        share = math.sqrt(1 - options.variation**2)
-        for depth, indices in enumerate([*([index] * len(batch) for index in rest), batch]):
-            x = share * x + options.variation * draw(*what, "variation", depth, of=indices)
-        return x
 
     def network(self, options: SamplingOptions) -> Network:
         """The network as ``options`` have it called and guided.
