@@ -480,6 +480,37 @@ def test_a_norm_is_compiled_for_any_number_of_positions():
         assert x.grad is not None
 
 
+ONE_LEVEL = {"channel_mult": (1,), "cross_attention_resolutions": (1,), "video_attention_resolutions": (1,)}
+ALL_INPUTS = {"audio_time": True, "target_time": True, "prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "training", "half"),
+    [
+        (ONE_LEVEL, False, False),
+        *(
+            pytest.param(changes, training, half, marks=pytest.mark.slow)  # half a minute each
+            for changes in ({}, ALL_INPUTS)
+            for training in (False, True)
+            for half in (False, True)
+        ),
+    ],
+)
+def test_the_network_compiles_as_one_graph(changes, training, half):
+    """What a compiler cannot take cuts the graph at every layer, and most layers then stay as they are, silently."""
+    unet = randomised(**changes).train(training)
+    video, audio = clips()
+    call = {"timestep": torch.tensor([300.0, 700.0]), "window_shift": torch.tensor([1, 0, 1])}
+    if "target_time" in changes:
+        call |= {"target_timestep": torch.tensor([10.0, 20.0]), "audio_timestep": torch.tensor([0.0, 40.0])}
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
+        whole, plain = compiled(video, audio, **call), unet(video, audio, **call)
+    largest = 0.05 if half else 1e-5
+    for one, other in ((whole.video, plain.video), (whole.audio, plain.audio)):
+        torch.testing.assert_close(one, other, rtol=largest, atol=largest * float(other.std()))
+
+
 def test_sums_of_half_precision_are_of_float32():
     """However many there are, and whether or not they can be cut into equal pieces."""
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def three_taps(taps: Taps, x: Tensor, weight: Tensor, bias: Tensor | None, shift
     made = winograd.conv1d(x, weight, bias, shift, taps)
     if made is not None:
         return made
-    if winograd.on_cpu(x, weight) and not by_onednn():
+    if winograd.on_cpu(x, weight) and not torch.compiler.is_compiling() and not by_onednn():
         return _ThreeTaps.apply(x, weight, bias, shift, taps)
     return taps(x, weight, bias, shift)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,12 +74,13 @@ def offer(made: Tensor, function: Callable[..., Tensor], *inputs: Any) -> Tensor
     return made
 
 
-@contextmanager
-def made_again(active: bool = True) -> Iterator[None]:
+def made_again(active: bool = True) -> AbstractContextManager[None]:
     """In here, operations do not keep what was offered."""
-    if not active or not torch.is_grad_enabled():
-        yield
-        return
+    return _made_again() if active and torch.is_grad_enabled() else nullcontext()
+
+
+@contextmanager
+def _made_again() -> Iterator[None]:
     _state.active = True
     try:
         with torch.autograd.graph.saved_tensors_hooks(_keep, _get):

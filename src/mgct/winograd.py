@@ -99,9 +99,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     By PyTorch's own convolution where this would not be faster; sometimes only the backward pass is by this.
     """
-    gain, channels, tiles = limits(), _mean_channels(weight), x.numel() / (TILE * TILE * x.shape[-1])
     if not _is_possible(x, weight) or x.shape[1] % TILE or x.shape[2] % TILE:
         return _plain_conv2d(x, weight, bias)
+    gain, channels, tiles = limits(), _mean_channels(weight), x.numel() / (TILE * TILE * x.shape[-1])
     forward = channels >= gain.pictures and tiles * channels >= gain.size
     back = channels >= gain.pictures_back and tiles * channels >= gain.size_back
     if back if torch.is_grad_enabled() else forward:
