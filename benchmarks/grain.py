@@ -1,4 +1,4 @@
-"""How much grain is in the picture: of what a network makes of noisy real clips at once, by level, and of generated clips.
+"""How much grain is in the picture: of what a network makes of noisy real clips at once, by level; of generated clips.
 
     python benchmarks/grain.py world:dance --model dance --levels 0 7 36 138 300 --num 16
     python benchmarks/grain.py world:dance --clips CLIPS [CLIPS …] --num 16
@@ -11,7 +11,6 @@ of x̂0 - x0, are in grey levels, of which there are 256. Real clips are of the 
 from __future__ import annotations
 
 import argparse
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -49,22 +48,24 @@ def main() -> None:
     """Read the options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("real", help="what a model was trained on")
-    parser.add_argument("--model")
+    parser.add_argument("--model", help="whose x̂0 is looked at")
     parser.add_argument("--clips", nargs="*", default=[], help="folders of generated clips")
     parser.add_argument("--levels", type=int, nargs="+", default=[0, 7, 36, 138, 300])
     parser.add_argument("--num", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    pipe = AVPipeline.from_pretrained(options.model or options.real.split(":")[1])
-    source = open_as_trained(options.real, pipe.clip, "train", options.num)
+    if options.model is None and not options.clips:
+        parser.error("nothing to look at: give --model, --clips or both")
+    pipe = None if options.model is None else AVPipeline.from_pretrained(options.model)
+    clip = open_source(options.clips[0]).spec if pipe is None else pipe.clip
+    source = open_as_trained(options.real, clip, "train", options.num)
     parts = [range(k, min(k + options.batch, options.num)) for k in range(0, options.num, options.batch)]
     real = [dequantise(source.read(part)) for part in parts]
     print(f"real clips: grain {grain(torch.cat([part.video for part in real])):.2f}")
     for folder in options.clips:
         made = open_source(folder)
         print(f"{folder}: grain {grain(dequantise(made.read(range(options.num))).video):.2f}")
-    if options.model is None:
+    if pipe is None:
         return
     print("\n| level | error | grain |\n|---|---|---|")
     for level in options.levels:
